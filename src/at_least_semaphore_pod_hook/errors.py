@@ -1,0 +1,25 @@
+"""The project's one exception tree. Drivers' own errors are translated into it where they enter."""
+
+
+class SemaphoreError(Exception):
+    """The root: whatever this project raises on purpose."""
+
+
+class InvalidInputError(SemaphoreError):
+    """A flag, an annotation or a request is not what is accepted; the message says what is."""
+
+
+class UnavailableError(SemaphoreError):
+    """Something that is needed cannot be reached, or not in time. Nothing has been decided."""
+
+
+class StoreUnavailableError(UnavailableError):
+    """The store did not answer in time. What was sent may or may not have been applied."""
+
+
+class LockUnavailableError(UnavailableError):
+    """The lock could not be had in time."""
+
+
+class StaleFenceError(SemaphoreError):
+    """A newer holder of the lock has been here since: this step must not write any more."""

@@ -1,0 +1,1 @@
+"""The distributed locks that guard what takes several steps."""

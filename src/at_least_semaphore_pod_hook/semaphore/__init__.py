@@ -1,0 +1,1 @@
+"""The domain: semaphores, permits, and the contracts of stores and locks."""

@@ -1,0 +1,106 @@
+"""What a store and a lock must do. These docstrings are the specification that the contract suite checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from at_least_semaphore_pod_hook.semaphore.model import (
+        Acquired,
+        AcquireRequest,
+        Fence,
+        SemaphoreKey,
+        SemaphoreState,
+        Step,
+    )
+
+
+class Store(Protocol):
+    """Where semaphores live.
+
+    Rules for every implementation:
+
+    - Each method is atomic, and each may be repeated: a repeated call has the effect of one.
+    - Time is the store's own. A permit whose lease ended at t is free at every moment >= t.
+    - free + held = length, or, while a shrunk semaphore drains, nothing is free.
+    - Fencing tokens rise with every grant of a key, over a loss of data too.
+    - Every method raises StoreUnavailableError where the store does not answer in time.
+    """
+
+    async def acquire(self, request: AcquireRequest) -> Acquired:
+        """Grant a permit, or say why not.
+
+        A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit that
+        a sidecar has renewed is held by a running pod and is never resumed.
+        """
+        ...
+
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+        """Extend a permit's lease by its expiration and note its pod's name.
+
+        Returns the lease in milliseconds; 0 where the permit is not held. An expired permit that nobody reclaimed yet is
+        revived as long as the semaphore is not full without it.
+        """
+        ...
+
+    async def release(self, key: SemaphoreKey, permit: str) -> bool:
+        """Give a permit back. Returns False, and changes nothing, where it is not held."""
+        ...
+
+    async def reclaim(self, key: SemaphoreKey) -> int:
+        """Take back every expired permit of a semaphore. Returns how many."""
+        ...
+
+    async def begin(self, key: SemaphoreKey, fence: Fence) -> Step:
+        """Let a guarded step in, and shut out all older ones.
+
+        A fence without a token (0) gets the next one of its domain. Raises StaleFenceError where a newer one of the same
+        domain was here.
+        """
+        ...
+
+    async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
+        """Create the semaphore, or resize it; shrinking takes no permit from a holder.
+
+        Raises StaleFenceError where another step began since this fence's `begin`.
+        """
+        ...
+
+    async def state(self, key: SemaphoreKey) -> SemaphoreState:
+        """Read a semaphore."""
+        ...
+
+    def semaphores(self) -> AsyncIterator[SemaphoreKey]:
+        """Name every semaphore that has held permits; one may come twice."""
+        ...
+
+    async def ping(self) -> None:
+        """Return where the store answers."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
+
+
+class Lock(Protocol):
+    """Mutual exclusion among processes, by name."""
+
+    def hold(self, name: str, timeout: float) -> AbstractAsyncContextManager[Fence]:
+        """Hold the lock `name` for the length of an `async with`.
+
+        Waits at most `timeout` seconds and raises LockUnavailableError after that. The fence that it yields orders
+        holders: a lock that can be lost while its holder is paused is safe only together with it.
+        """
+        ...
+
+    async def ping(self) -> None:
+        """Return where the lock could be had; raises LockUnavailableError."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...

@@ -1,0 +1,142 @@
+"""The words of the domain as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MAX_LENGTH = 1_000_000
+MAX_EXPIRATION_SECONDS = 86_400
+FRESH_SECONDS = 30
+"""How long a reservation counts as one of the same request.
+
+The API server gives a webhook at most 30 s (Kubernetes documentation, "Dynamic Admission Control", timeouts), so a
+reinvocation that comes later than that belongs to another request.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SemaphoreKey:
+    """A semaphore's name: a key, scoped to its namespace."""
+
+    namespace: str
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> SemaphoreKey:
+        """Read `<namespace>/<key>`; raises ValueError where there is no slash."""
+        namespace, slash, key = text.partition("/")
+        if not (namespace and slash and key):
+            raise ValueError(text)
+        return cls(namespace, key)
+
+
+@dataclass(frozen=True, slots=True)
+class AcquireRequest:
+    """One pod's wish for a permit.
+
+    Attributes:
+        key: The semaphore.
+        length: How many permits the pod says that the semaphore has; 0 where it takes what there is.
+        expiration_seconds: How long the permit lives without a renewal.
+        permit: The name that a newly granted permit gets: random, so that nobody can guess another's.
+        identity: Whose request this is, e.g. a digest of namespace, user and pod name. A permit that the pod brings along
+            counts only where it was reserved under the same identity.
+        carried: The permit that the pod brings along, or an empty string.
+        pod: The pod's name where it has one already, else its generated name's prefix.
+        dry_run: Answer as if it were real, and write nothing.
+    """
+
+    key: SemaphoreKey
+    length: int
+    expiration_seconds: int
+    permit: str
+    identity: str
+    carried: str = ""
+    pod: str = ""
+    dry_run: bool = False
+
+
+class Outcome(StrEnum):
+    """How an acquire ended."""
+
+    GRANTED = "granted"
+    RESUMED = "resumed"
+    FULL = "full"
+    OTHER_LENGTH = "other_length"
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A store's answer to an acquire.
+
+    Attributes:
+        outcome: GRANTED a new permit, RESUMED the fresh reservation that the request already had, FULL, or OTHER_LENGTH:
+            nothing was done, because the semaphore does not exist (`length` is 0) or has another length.
+        length: The semaphore's length.
+        held: How many permits are held, this one included.
+        permit: The permit's name, where one was granted or resumed.
+        token: The grant's fencing token, where there is one.
+        holders: Up to three pods that hold a permit, where it is full.
+    """
+
+    outcome: Outcome
+    length: int
+    held: int
+    permit: str = ""
+    token: int = 0
+    holders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """A lock's fencing token.
+
+    Attributes:
+        domain: Within which tokens can be compared, e.g. one etcd cluster.
+        token: Rises with every acquisition; 0 where the lock has none and the store counts instead.
+    """
+
+    domain: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A guarded step that the store has let in: its fence, and what it found."""
+
+    fence: Fence
+    length: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a permit, as the store knows it. `lease_ms` is what is left of the lease, in milliseconds."""
+
+    permit: str
+    pod: str
+    token: int
+    confirmed: bool
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SemaphoreState:
+    """A semaphore at one moment. `length` is 0 where it does not exist; expired permits count as free."""
+
+    length: int
+    holders: tuple[Holder, ...]
+
+    @property
+    def held(self) -> int:
+        """How many permits are held."""
+        return len(self.holders)
+
+    @property
+    def free(self) -> int:
+        """How many permits are free; 0 while a shrunk semaphore drains."""
+        return max(0, self.length - self.held)

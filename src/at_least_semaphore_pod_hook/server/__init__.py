@@ -1,0 +1,1 @@
+"""HTTPS, certificates, probes and metrics."""

@@ -1,0 +1,111 @@
+"""Validated settings, frozen. Imported by the sidecar: nothing heavy here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from at_least_semaphore_pod_hook.errors import InvalidInputError
+
+MAX_PORT = 65535
+
+
+class Address(NamedTuple):
+    """Where a server is, and as whom to talk to it."""
+
+    host: str
+    port: int
+    tls: bool = False
+    username: str = ""
+    password: str = ""
+    database: int = 0
+
+    def __str__(self) -> str:
+        """Host and port alone: fit for a log, no secret."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Common(NamedTuple):
+    """What webhook and sidecar share."""
+
+    lock_mode: str
+    redis_addresses: tuple[Address, ...]
+    etcd_addresses: tuple[Address, ...]
+    queue_redis_address: Address
+    log_level: str
+    log_format: str
+
+
+class Webhook(NamedTuple):
+    """The webhook's settings. `queue_url` and `log` flags are handed on to the sidecars as they were given."""
+
+    common: Common
+    host: str
+    port: int
+    cert_dir: str
+    sidecar_image: str
+    sidecar_image_pull_policy: str
+    sidecar_memory_limit: str
+    enable_sidecar_containers: bool
+    metrics_bind_address: Address
+    health_probe_bind_address: Address
+    kubeconfig: str
+    annotation_prefix: str
+    sidecar_name: str
+    queue_redis_address_flag: str
+
+
+class Sidecar(NamedTuple):
+    """The sidecar's settings. `pod` is the pod's own name where it is known; the grace period is in seconds."""
+
+    common: Common
+    namespace: str
+    key: str
+    permit: str
+    pod: str
+    termination_grace_period_seconds: float
+
+
+def parse_address(text: str, schemes: dict[str, bool], default_port: int) -> Address:
+    """Read `host:port` or `scheme://user:password@host:port/database`.
+
+    Args:
+        text: What the user gave.
+        schemes: The URL schemes that are accepted, each with whether it means TLS.
+        default_port: The port where a URL names none; a bare host needs one of its own.
+
+    Raises:
+        InvalidInputError: It is neither; the message does not repeat a password.
+    """
+    accepted = "host:port or " + ", ".join(f"{scheme}://…" for scheme in schemes)
+    if "://" not in text:
+        host, port = _host_port(text, accepted, None)
+        return Address(host, port)
+    scheme, _, rest = text.partition("://")
+    if scheme not in schemes:
+        raise InvalidInputError(f"{scheme}://… is not accepted: use {accepted}")
+    authority, _, path = rest.partition("/")
+    userinfo, _, location = authority.rpartition("@")
+    username, _, password = userinfo.partition(":")
+    host, port = _host_port(location, accepted, default_port)
+    if path and not path.isdecimal():
+        raise InvalidInputError(f"{scheme}://{location}/{path} is not accepted: what follows the / is a database number")
+    return Address(host, port, schemes[scheme], _unquote(username), _unquote(password), int(path or 0))
+
+
+def _host_port(text: str, accepted: str, default_port: int | None) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if text.endswith("]") or not colon:
+        host, port = text, "" if default_port is None else str(default_port)
+    host = host.removeprefix("[").removesuffix("]")
+    known = host.replace("-", "").replace(".", "").replace("_", "").replace(":", "").replace("%", "")
+    if not known.isalnum() or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) <= MAX_PORT:
+        raise InvalidInputError(f"{text!r} is not accepted: use {accepted}, with a port from 0 to {MAX_PORT}")
+    return host, int(port)
+
+
+def _unquote(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote  # noqa: PLC0415 - half a megabyte that a sidecar seldom needs
+
+    return unquote(text)

@@ -1,0 +1,1 @@
+"""What runs in every pod: renews the permit, gives it back."""

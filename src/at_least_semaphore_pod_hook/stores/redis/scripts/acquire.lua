@@ -1,0 +1,68 @@
+-- Grant a permit, resume a fresh reservation, or say why not. Repeating it is harmless.
+--
+-- KEYS[1] queue/{semaphore}             hash: length, token (fencing token of the last grant), fence:<domain>
+-- KEYS[2] inflight/{semaphore}          sorted set: permit -> end of its lease, ms since the epoch
+-- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, token, lease (ms), granted (ms), confirmed
+-- ARGV[1] permit to grant   ARGV[2] permit that the pod carries, or ''   ARGV[3] identity   ARGV[4] pod
+-- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
+-- ARGV[8] '1' for a dry run: nothing is written
+-- Returns {outcome, length, held, permit, token, pod of a holder ...}
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local length = tonumber(redis.call('HGET', KEYS[1], 'length') or '0')
+local expected = tonumber(ARGV[5])
+local dry_run = ARGV[8] == '1'
+
+local expired = redis.call('ZCOUNT', KEYS[2], '-inf', now)
+local held = redis.call('ZCARD', KEYS[2]) - expired
+
+for _, permit in ipairs({ARGV[2], ARGV[1]}) do
+  local stored = permit ~= '' and redis.call('HGET', KEYS[3], permit)
+  if stored then
+    local holder = cjson.decode(stored)
+    local lease_end = tonumber(redis.call('ZSCORE', KEYS[2], permit) or '0')
+    if lease_end > now and not holder.confirmed and holder.identity == ARGV[3]
+        and now - holder.granted < tonumber(ARGV[7]) then
+      return {'resumed', length, held, permit, holder.token}
+    end
+  end
+end
+
+if length == 0 or (expected ~= 0 and expected ~= length) then
+  if not dry_run or expected == 0 then
+    return {'other_length', length, held}
+  end
+  length = expected
+end
+
+if held >= length then
+  local reply = {'full', length, held, '', '0'}
+  local permits = redis.call('ZREVRANGEBYSCORE', KEYS[2], '+inf', '(' .. string.format('%.0f', now), 'LIMIT', 0, 3)
+  for _, permit in ipairs(permits) do
+    local stored = redis.call('HGET', KEYS[3], permit)
+    reply[#reply + 1] = stored and cjson.decode(stored).pod or ''
+  end
+  return reply
+end
+
+-- Counted in microseconds of the server's time, so that tokens go on rising even when the store has lost its data.
+local token = math.max(tonumber(redis.call('HGET', KEYS[1], 'token') or '0') + 1, clock[1] * 1000000 + clock[2])
+local token_text = string.format('%.0f', token)
+if dry_run then
+  return {'granted', length, held + 1, ARGV[1], token_text}
+end
+
+-- What is expired counts as free already; it is tidied up a little at a time, so that no call takes long.
+for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', KEYS[2], permit)
+  redis.call('HDEL', KEYS[3], permit)
+end
+redis.call('HSET', KEYS[1], 'token', token_text)
+redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
+redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
+  identity = ARGV[3], pod = ARGV[4], token = token_text,
+  lease = tonumber(ARGV[6]), granted = now, confirmed = false,
+}))
+-- A semaphore that nobody has used for a week is forgotten; its next pod creates it again.
+redis.call('PEXPIRE', KEYS[1], 604800000)
+return {'granted', length, held + 1, ARGV[1], token_text}

@@ -1,0 +1,28 @@
+-- Extend a permit's lease and note who holds it.
+--
+-- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
+-- ARGV[1] permit   ARGV[2] the holding pod's name, or ''
+-- Returns the lease in ms; 0 where the permit is not held.
+local stored = redis.call('HGET', KEYS[3], ARGV[1])
+local lease_end = redis.call('ZSCORE', KEYS[2], ARGV[1])
+if not stored or not lease_end then
+  return 0
+end
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if tonumber(lease_end) <= now then
+  -- Expired, and nobody took it back yet: it may go on unless its place is taken.
+  local length = tonumber(redis.call('HGET', KEYS[1], 'length') or '0')
+  local held = redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now), '+inf')
+  if held >= length then
+    return 0
+  end
+end
+local holder = cjson.decode(stored)
+if not holder.confirmed or (ARGV[2] ~= '' and holder.pod ~= ARGV[2]) then
+  holder.confirmed = true
+  holder.pod = ARGV[2] ~= '' and ARGV[2] or holder.pod
+  redis.call('HSET', KEYS[3], ARGV[1], cjson.encode(holder))
+end
+redis.call('ZADD', KEYS[2], 'XX', now + holder.lease, ARGV[1])
+return holder.lease
