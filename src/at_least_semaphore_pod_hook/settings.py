@@ -36,7 +36,12 @@ class Common(NamedTuple):
 
 
 class Webhook(NamedTuple):
-    """The webhook's settings. `queue_url` and `log` flags are handed on to the sidecars as they were given."""
+    """The webhook's settings.
+
+    Attributes:
+        queue_redis_address_flag: The address as it was given, to be handed on to the sidecars.
+        variant: Sets the annotations of a second copy in the same cluster apart.
+    """
 
     common: Common
     host: str
@@ -49,9 +54,8 @@ class Webhook(NamedTuple):
     metrics_bind_address: Address
     health_probe_bind_address: Address
     kubeconfig: str
-    annotation_prefix: str
-    sidecar_name: str
     queue_redis_address_flag: str
+    variant: str
 
 
 class Sidecar(NamedTuple):
@@ -88,7 +92,7 @@ def parse_address(text: str, schemes: dict[str, bool], default_port: int) -> Add
     username, _, password = userinfo.partition(":")
     host, port = _host_port(location, accepted, default_port)
     if path and not path.isdecimal():
-        raise InvalidInputError(f"{scheme}://{location}/{path} is not accepted: what follows the / is a database number")
+        raise InvalidInputError(f"{scheme}://{location}/{path} is not accepted: the / is for a database number")
     return Address(host, port, schemes[scheme], _unquote(username), _unquote(password), int(path or 0))
 
 

@@ -33,16 +33,16 @@ class Store(Protocol):
     async def acquire(self, request: AcquireRequest) -> Acquired:
         """Grant a permit, or say why not.
 
-        A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit that
-        a sidecar has renewed is held by a running pod and is never resumed.
+        A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit
+        that a sidecar has renewed is held by a running pod and is never resumed.
         """
         ...
 
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """Extend a permit's lease by its expiration and note its pod's name.
 
-        Returns the lease in milliseconds; 0 where the permit is not held. An expired permit that nobody reclaimed yet is
-        revived as long as the semaphore is not full without it.
+        Returns the lease in milliseconds; 0 where the permit is not held. An expired permit that nobody reclaimed yet
+        is revived as long as the semaphore is not full without it.
         """
         ...
 
@@ -57,8 +57,8 @@ class Store(Protocol):
     async def begin(self, key: SemaphoreKey, fence: Fence) -> Step:
         """Let a guarded step in, and shut out all older ones.
 
-        A fence without a token (0) gets the next one of its domain. Raises StaleFenceError where a newer one of the same
-        domain was here.
+        A fence without a token (0) gets the next one of its domain. Raises StaleFenceError where a newer one of the
+        same domain was here.
         """
         ...
 

@@ -43,9 +43,10 @@ class AcquireRequest:
         length: How many permits the pod says that the semaphore has; 0 where it takes what there is.
         expiration_seconds: How long the permit lives without a renewal.
         permit: The name that a newly granted permit gets: random, so that nobody can guess another's.
-        identity: Whose request this is, e.g. a digest of namespace, user and pod name. A permit that the pod brings along
-            counts only where it was reserved under the same identity.
+        identity: Whose request this is, e.g. a digest of namespace, user and pod name. A permit that the pod brings
+            along counts only where it was reserved under the same identity.
         carried: The permit that the pod brings along, or an empty string.
+        assumed_length: In a dry run, answer as if the semaphore had been resized to this; 0 for as it is.
         pod: The pod's name where it has one already, else its generated name's prefix.
         dry_run: Answer as if it were real, and write nothing.
     """
@@ -58,6 +59,7 @@ class AcquireRequest:
     carried: str = ""
     pod: str = ""
     dry_run: bool = False
+    assumed_length: int = 0
 
 
 class Outcome(StrEnum):
@@ -74,8 +76,8 @@ class Acquired:
     """A store's answer to an acquire.
 
     Attributes:
-        outcome: GRANTED a new permit, RESUMED the fresh reservation that the request already had, FULL, or OTHER_LENGTH:
-            nothing was done, because the semaphore does not exist (`length` is 0) or has another length.
+        outcome: GRANTED a new permit, RESUMED the reservation that the request already had, FULL, or OTHER_LENGTH:
+            nothing was done, as the semaphore does not exist (`length` is 0) or has another length.
         length: The semaphore's length.
         held: How many permits are held, this one included.
         permit: The permit's name, where one was granted or resumed.

@@ -5,13 +5,16 @@
 -- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, token, lease (ms), granted (ms), confirmed
 -- ARGV[1] permit to grant   ARGV[2] permit that the pod carries, or ''   ARGV[3] identity   ARGV[4] pod
 -- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
--- ARGV[8] '1' for a dry run: nothing is written
+-- ARGV[8] '1' for a dry run: nothing is written   ARGV[9] in a dry run: the length to assume, 0 for the stored one
 -- Returns {outcome, length, held, permit, token, pod of a holder ...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local length = tonumber(redis.call('HGET', KEYS[1], 'length') or '0')
-local expected = tonumber(ARGV[5])
 local dry_run = ARGV[8] == '1'
+local length = dry_run and tonumber(ARGV[9]) or 0
+if length == 0 then
+  length = tonumber(redis.call('HGET', KEYS[1], 'length') or '0')
+end
+local expected = tonumber(ARGV[5])
 
 local expired = redis.call('ZCOUNT', KEYS[2], '-inf', now)
 local held = redis.call('ZCARD', KEYS[2]) - expired
@@ -29,10 +32,7 @@ for _, permit in ipairs({ARGV[2], ARGV[1]}) do
 end
 
 if length == 0 or (expected ~= 0 and expected ~= length) then
-  if not dry_run or expected == 0 then
-    return {'other_length', length, held}
-  end
-  length = expected
+  return {'other_length', length, held}
 end
 
 if held >= length then

@@ -1,0 +1,310 @@
+"""The command line. Each subcommand imports what it runs when it runs it, so that the sidecar stays small."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from at_least_semaphore_pod_hook import __version__, settings
+from at_least_semaphore_pod_hook.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PROGRAM = "at-least-semaphore-pod-hook"
+ANYWHERE = "0.0.0.0"  # noqa: S104 - a pod's own address is known to nobody beforehand
+ENVIRONMENT_PREFIX = "AT_LEAST_SEMAPHORE_"
+REDIS_SCHEMES = {"redis": False, "rediss": True}
+ETCD_SCHEMES = {"http": False, "https": True}
+LOG_LEVELS = ("debug", "info", "warning", "error")
+PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+MAX_GRACE_SECONDS = 86_400
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message}\n")
+        raise SystemExit(2)
+
+
+class _Append(argparse.Action):
+    """Collects a list flag's values over commas and repetition; the first one given replaces the default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's signature
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        given = namespace.__dict__.setdefault(f"{self.dest} given", [])
+        given.extend(values)
+        setattr(namespace, self.dest, tuple(given))
+
+
+def _redis_address(text: str) -> settings.Address:
+    return _accepted(lambda: settings.parse_address(text, REDIS_SCHEMES, 6379))
+
+
+def _redis_addresses(text: str) -> tuple[settings.Address, ...]:
+    return tuple(_redis_address(part) for part in text.split(","))
+
+
+def _etcd_addresses(text: str) -> tuple[settings.Address, ...]:
+    return tuple(_accepted(lambda: settings.parse_address(part, ETCD_SCHEMES, 2379)) for part in text.split(","))  # noqa: B023
+
+
+def _bind_address(text: str) -> settings.Address:
+    return _accepted(lambda: settings.parse_address(f"{ANYWHERE}{text}" if text.startswith(":") else text, {}, 0))
+
+
+def _accepted(parse: Callable[[], settings.Address]) -> settings.Address:
+    try:
+        return parse()
+    except InvalidInputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) > settings.MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 0 to {settings.MAX_PORT}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or float(text) > MAX_GRACE_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use seconds from 0 to {MAX_GRACE_SECONDS}")
+    return float(text)
+
+
+def _quantity(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,12}(Ki|Mi|Gi|k|M|G)?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a memory quantity such as 32Mi")
+    return text
+
+
+def _image(text: str) -> str:
+    if not re.fullmatch(r"[\w.:/@-]{1,512}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use an image reference such as name:tag")
+    return text
+
+
+def _semaphore(text: str) -> tuple[str, str]:
+    namespace, _, key = text.partition("/")
+    if not re.fullmatch(r"[a-z0-9-]{1,63}/[A-Za-z0-9._-]{1,63}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use <namespace>/<key>")
+    return namespace, key
+
+
+def _permit(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: a permit is 1 to 64 of A-Z a-z 0-9 -")
+    return text
+
+
+def _boolean(text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use true or false")
+    return text == "true"
+
+
+def _variable(flag: str) -> str:
+    """Name a flag's environment variable: --certDir and --cert-dir are AT_LEAST_SEMAPHORE_CERT_DIR."""
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", flag.lstrip("-")).replace("-", "_")
+    return ENVIRONMENT_PREFIX + snake.upper()
+
+
+def _flag(parser: argparse.ArgumentParser, name: str, *aliases: str, default: str, text: str, **options: Any) -> None:
+    """Add a flag whose default comes from its environment variable.
+
+    Defaults are strings, so that argparse checks them as it checks what is given.
+    """
+    variable = _variable(name)
+    from_environment = os.environ.get(variable)
+    value = default if from_environment is None else from_environment
+    if from_environment is not None and "choices" in options and value not in options["choices"]:
+        accepted = ", ".join(options["choices"])
+        parser.error(f"environment variable {variable}: {value!r} is not accepted: choose from {accepted}")
+    shown = f" ({default})" if default else ""
+    parser.add_argument(name, *aliases, default=value, help=f"{text}{shown} [{variable}]", **options)
+
+
+def _common_flags(parser: argparse.ArgumentParser) -> None:
+    _flag(
+        parser,
+        "--lock-mode",
+        default="redlock",
+        choices=("redlock", "etcd"),
+        text="what locks a semaphore for its first use and for a resize",
+    )
+    _flag(
+        parser,
+        "--redis-addresses",
+        default="127.0.0.1:6379",
+        type=_redis_addresses,
+        action=_Append,
+        metavar="ADDRESS,…",
+        text="the 1, 3 or 5 independent Redis of Redlock, each host:port or redis[s]://user:password@host:port/db",
+    )
+    _flag(
+        parser,
+        "--etcd-addresses",
+        default="127.0.0.1:2379",
+        type=_etcd_addresses,
+        action=_Append,
+        metavar="ADDRESS,…",
+        text="the members of the etcd cluster, each host:port or http[s]://user:password@host:port",
+    )
+    _flag(
+        parser,
+        "--queue-redis-address",
+        default="127.0.0.1:6379",
+        type=lambda text: (_redis_address(text), text),
+        metavar="ADDRESS",
+        text="the Redis that semaphores live in, host:port or redis[s]://user:password@host:port/db",
+    )
+    _flag(parser, "--log-level", default="info", choices=LOG_LEVELS, text="the least severe lines that are logged")
+    _flag(parser, "--log-format", default="json", choices=("json", "text"), text="how lines are logged")
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """Build the parser; of the subcommands, only the one that is asked for gets its flags."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter if command is None else argparse.HelpFormatter
+    parser = _Parser(
+        prog=PROGRAM,
+        description="A semaphore for Kubernetes pods: at most N run at once, and N of them always can.",
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{webhook,sidecar}")
+    webhook = commands.add_parser(
+        "webhook", help="answer the API server's admission requests", allow_abbrev=False, description=None
+    )
+    sidecar = commands.add_parser(
+        "sidecar", help="renew a pod's permit and give it back at its end", allow_abbrev=False
+    )
+    if command == "webhook":
+        _common_flags(webhook)
+        _webhook_flags(webhook)
+    if command == "sidecar":
+        _common_flags(sidecar)
+        _flag(
+            sidecar,
+            "--termination-grace-period-seconds",
+            default="10",
+            type=_seconds,
+            metavar="SECONDS",
+            text="how long it keeps trying to give the permit back",
+        )
+        sidecar.add_argument("semaphore", type=_semaphore, metavar="<namespace>/<key>", help="the semaphore")
+        sidecar.add_argument("permit", type=_permit, help="the permit that the webhook took for this pod")
+    return parser
+
+
+def _webhook_flags(parser: argparse.ArgumentParser) -> None:
+    def flag(name: str, *aliases: str, **options: Any) -> None:
+        _flag(parser, name, *aliases, **options)
+
+    flag("--host", default=ANYWHERE, text="the address that admissions are served on")
+    flag("--port", default="9443", type=_port, text="the port that admissions are served on")
+    flag(
+        "--certDir",
+        "--cert-dir",
+        dest="cert_dir",
+        default="/var/k8s-webhook-server/serving-certs",
+        metavar="DIRECTORY",
+        text="where tls.crt and tls.key are; they are read again when they change",
+    )
+    flag(
+        "--sidecar-image", default=f"{PROGRAM}:{__version__}", type=_image, metavar="IMAGE", text="the sidecar's image"
+    )
+    flag("--sidecar-image-pull-policy", default="IfNotPresent", choices=PULL_POLICIES, text="when it is pulled")
+    flag(
+        "--sidecar-memory-limit", default="32Mi", type=_quantity, metavar="QUANTITY", text="the sidecar's memory limit"
+    )
+    flag(
+        "--enable-sidecar-containers",
+        default="false",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        metavar="true|false",
+        text="inject native sidecars, which end after the pod's main containers: for Kubernetes 1.29 and later",
+    )
+    flag(
+        "--metrics-bind-address",
+        default=f"{ANYWHERE}:8080",
+        type=_bind_address,
+        metavar="HOST:PORT",
+        text="where /metrics is served",
+    )
+    flag(
+        "--health-probe-bind-address",
+        default=f"{ANYWHERE}:8081",
+        type=_bind_address,
+        metavar="HOST:PORT",
+        text="where /healthz and /readyz are served",
+    )
+    flag(
+        "--kubeconfig",
+        default="",
+        metavar="FILE",
+        text="how to reach the API server where the webhook does not run in its cluster",
+    )
+
+
+def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
+    """Read the command line and its environment variables.
+
+    Raises:
+        SystemExit: With 2 and one line on standard error where something is not accepted; with 0 after --help or
+            --version.
+    """
+    command = next((argument for argument in arguments if not argument.startswith("-")), None)
+    given = vars(_parser(command).parse_args(arguments))
+    address, address_flag = given["queue_redis_address"]
+    common = settings.Common(
+        lock_mode=given["lock_mode"],
+        redis_addresses=given["redis_addresses"],
+        etcd_addresses=given["etcd_addresses"],
+        queue_redis_address=address,
+        log_level=given["log_level"],
+        log_format=given["log_format"],
+    )
+    if given["command"] == "sidecar":
+        namespace, key = given["semaphore"]
+        return settings.Sidecar(
+            common=common,
+            namespace=namespace,
+            key=key,
+            permit=given["permit"],
+            pod=os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", ""),
+            termination_grace_period_seconds=given["termination_grace_period_seconds"],
+        )
+    variant = os.environ.get("VARIANT", "")
+    if variant and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", variant):
+        _parser(None).error(f"environment variable VARIANT: {variant!r} is not accepted: use 1 to 20 of a-z 0-9 -")
+    return settings.Webhook(
+        common=common,
+        queue_redis_address_flag=address_flag,
+        variant=variant,
+        **{name: given[name] for name in settings.Webhook._fields if name in given},
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(parsed, settings.Sidecar):
+        from at_least_semaphore_pod_hook import sidecar  # noqa: PLC0415
+
+        return sidecar.run(parsed)
+    from at_least_semaphore_pod_hook.server import run  # noqa: PLC0415
+
+    return run.main(parsed)

@@ -1,0 +1,165 @@
+"""What the webhook does with a store and a lock: acquire within a deadline, undo what came too late, sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError, UnavailableError
+from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
+
+logger = logging.getLogger(__name__)
+
+STEP_SECONDS = 10.0
+UNDO_PAUSES_SECONDS = (0.1, 0.3, 1.0, 2.0, 5.0)
+
+
+def new_permit() -> str:
+    """Name a permit: 64 random bits, hexadecimal."""
+    return secrets.token_hex(8)
+
+
+class Admitted(NamedTuple):
+    """An acquire's result, and where the pod's length became the semaphore's: the length before."""
+
+    acquired: Acquired
+    replaced_length: int = 0
+
+
+class SemaphoreService:
+    """The domain's one way in.
+
+    Args:
+        store: Where semaphores live.
+        lock: Guards the steps that take several operations: first use of a key and resize.
+        on_reclaim: Called with how many expired permits a sweep took back from a semaphore.
+    """
+
+    def __init__(
+        self, store: Store, lock: Lock, *, on_reclaim: Callable[[SemaphoreKey, int], None] = lambda _key, _count: None
+    ) -> None:
+        self._store = store
+        self._lock = lock
+        self._on_reclaim = on_reclaim
+        self._steps: dict[tuple[SemaphoreKey, int], asyncio.Task[None]] = {}
+        self._undoing: set[asyncio.Task[None]] = set()
+
+    async def acquire(self, request: AcquireRequest, timeout: float) -> Admitted:
+        """Take a permit, creating or resizing the semaphore on the way where its length is another.
+
+        Args:
+            request: What the pod asks for.
+            timeout: Seconds until an answer is needed.
+
+        Raises:
+            UnavailableError: Store or lock did not answer in time. A permit that may have been taken all the same is
+                given back in the background.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._acquire(request)
+        except BaseException as error:
+            if not request.dry_run:
+                self.give_back(request.key, request.permit)
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailableError(f"semaphore {request.key}: no answer within {timeout:.1f} s") from error
+            raise
+
+    async def _acquire(self, request: AcquireRequest) -> Admitted:
+        acquired = await self._store.acquire(request)
+        if acquired.outcome is not Outcome.OTHER_LENGTH:
+            return Admitted(acquired)
+        # A length counts as replaced where pods that run under the old one still disagree.
+        replaced = acquired.length if acquired.held else 0
+        if request.dry_run:
+            assumed = replace(request, assumed_length=request.length)
+            return Admitted(await self._store.acquire(assumed), replaced)
+        await self._ensure_length(request.key, request.length)
+        # Our length had its turn. Whatever it is by now is taken as it is: two sizes that take turns would never end.
+        acquired = await self._store.acquire(replace(request, length=0))
+        if acquired.outcome is Outcome.OTHER_LENGTH:
+            raise StoreUnavailableError(f"semaphore {request.key}: the store lost it while it was created")
+        return Admitted(acquired, replaced)
+
+    async def _ensure_length(self, key: SemaphoreKey, length: int) -> None:
+        """Callers of one key and length in this process share one step; one that gives up leaves it to the others."""
+        step = self._steps.get((key, length))
+        if step is None:
+            step = asyncio.create_task(self._guarded_set_length(key, length))
+            self._steps[key, length] = step
+            step.add_done_callback(lambda done: self._step_done(key, length, done))
+        await asyncio.shield(step)
+
+    def _step_done(self, key: SemaphoreKey, length: int, step: asyncio.Task[None]) -> None:
+        del self._steps[key, length]
+        if not step.cancelled() and (error := step.exception()):
+            logger.warning("length not set", extra={"semaphore": str(key), "length": length, "reason": str(error)})
+
+    async def _guarded_set_length(self, key: SemaphoreKey, length: int) -> None:
+        async with self._lock.hold(str(key), STEP_SECONDS) as fence:
+            try:
+                step = await self._store.begin(key, fence)
+                if step.length != length:
+                    await self._store.set_length(key, length, step.fence)
+                    logger.info(
+                        "semaphore resized" if step.length else "semaphore created",
+                        extra={"semaphore": str(key), "length": length, "before": step.length, "held": step.held},
+                    )
+            except StaleFenceError as error:
+                raise StoreUnavailableError(str(error)) from error
+
+    def give_back(self, key: SemaphoreKey, permit: str) -> None:
+        """Release a permit in the background whose acquire may or may not have been applied."""
+        task = asyncio.get_running_loop().create_task(self._undo(key, permit))
+        self._undoing.add(task)
+        task.add_done_callback(self._undoing.discard)
+
+    async def _undo(self, key: SemaphoreKey, permit: str) -> None:
+        """Release twice, the second time after the first one's answer.
+
+        An acquire whose connection broke may still lie in the store's receive buffer and be applied after the first
+        release; it is not applied after the second, which is sent when the store has read its buffers. Whatever this
+        misses ends with its lease.
+        """
+        answers = 0
+        for pause in (0.0, *UNDO_PAUSES_SECONDS):
+            await asyncio.sleep(pause)
+            try:
+                if await self._store.release(key, permit):
+                    logger.info(
+                        "permit of a failed admission given back", extra={"semaphore": str(key), "permit": permit}
+                    )
+                    return
+                answers += 1
+            except UnavailableError:
+                continue
+            if answers > 1:
+                return
+
+    async def sweep(self) -> int:
+        """Take back the expired permits of every semaphore. Returns how many.
+
+        Raises:
+            UnavailableError: The store did not answer.
+        """
+        total = 0
+        async for key in self._store.semaphores():
+            if count := await self._store.reclaim(key):
+                total += count
+                self._on_reclaim(key, count)
+                logger.info("expired permits reclaimed", extra={"semaphore": str(key), "count": count})
+        return total
+
+    async def close(self) -> None:
+        """Finish what is under way, then close store and lock."""
+        await asyncio.gather(*self._steps.values(), *self._undoing, return_exceptions=True)
+        await self._store.close()
+        await self._lock.close()

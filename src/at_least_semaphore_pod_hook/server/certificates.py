@@ -1,0 +1,77 @@
+"""The serving certificate: loaded, checked, and taken up again when its files change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from pathlib import Path
+
+from at_least_semaphore_pod_hook.errors import InvalidInputError
+from at_least_semaphore_pod_hook.server import metrics
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 1.0
+
+
+class ServingCertificate:
+    """`tls.crt` and `tls.key` of a directory, in a TLS context that stays the same while they change.
+
+    Python's `SSLContext.load_cert_chain` on a live context serves the new certificate to new connections and leaves
+    those that are open alone.
+
+    Args:
+        directory: Where the two files are, e.g. a mounted Secret of cert-manager.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._certificate = Path(directory) / "tls.crt"
+        self._key = Path(directory) / "tls.key"
+        self._seen: tuple[tuple[int, int, int], ...] = ()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
+
+    def load(self) -> None:
+        """Take the files up.
+
+        Raises:
+            InvalidInputError: One of them is missing or unreadable, or they do not belong together.
+        """
+        try:
+            self._seen = self._fingerprint()
+            # Half-written or mismatched files must not reach the live context.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
+            self.context.load_cert_chain(self._certificate, self._key)
+        except (OSError, ValueError) as error:
+            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+            raise InvalidInputError(
+                f"--certDir: {self._certificate} and {self._key.name} are no certificate and its key: {reason}"
+            ) from error
+        metrics.CERTIFICATE_RELOADS.inc()
+        metrics.CERTIFICATE_EXPIRY.set(self._expiry())
+
+    async def follow(self) -> None:
+        """Take changed files up until cancelled. A pair that is no good is logged once and the old one stays."""
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            try:
+                if self._fingerprint() == self._seen:
+                    continue
+                self.load()
+                logger.info("certificate taken up", extra={"file": str(self._certificate)})
+            except InvalidInputError as error:
+                logger.warning("certificate not taken up", extra={"reason": str(error)})
+            except OSError:
+                # Between removal and creation there is no file; the next look finds it.
+                continue
+
+    def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
+        stats = [file.stat() for file in (self._certificate, self._key)]
+        return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+    def _expiry(self) -> float:
+        from cryptography import x509  # noqa: PLC0415 - several megabytes, needed once per certificate
+
+        return x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()

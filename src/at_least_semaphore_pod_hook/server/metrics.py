@@ -1,0 +1,42 @@
+"""What the webhook counts and measures, for Prometheus."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REGISTRY = CollectorRegistry()
+PREFIX = "at_least_semaphore_pod_hook_"
+
+ADMISSIONS = Counter(
+    f"{PREFIX}admissions", "Admissions by decision and status code.", ("decision", "code"), registry=REGISTRY
+)
+ADMISSION_SECONDS = Histogram(
+    f"{PREFIX}admission_seconds",
+    "Seconds from an admission's body to its answer.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+BAD_REQUESTS = Counter(
+    f"{PREFIX}bad_requests", "Requests that were no admission, by HTTP status.", ("status",), registry=REGISTRY
+)
+RECLAIMED = Counter(f"{PREFIX}reclaimed_permits", "Expired permits that a sweep took back.", registry=REGISTRY)
+STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", registry=REGISTRY)
+KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
+CERTIFICATE_EXPIRY = Gauge(
+    f"{PREFIX}certificate_expiry_seconds",
+    "When the serving certificate ends, seconds since the epoch.",
+    registry=REGISTRY,
+)
+CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
+
+
+@cache
+def count(counter: Counter, *labels: str) -> Callable[[], None]:
+    """Return what counts one under these labels, found once. Labels come from small fixed sets."""
+    return counter.labels(*labels).inc

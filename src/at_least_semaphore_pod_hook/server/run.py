@@ -1,0 +1,219 @@
+"""The webhook process: settings in, servers and background work up, everything down in order at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import uvicorn
+import uvloop
+
+from at_least_semaphore_pod_hook import __version__
+from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
+from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
+from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
+from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
+from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
+from at_least_semaphore_pod_hook.server import app, logs, metrics
+from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
+from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+    from typing import Any
+
+    from at_least_semaphore_pod_hook.semaphore.contracts import Lock
+    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
+    from at_least_semaphore_pod_hook.server.app import Application
+    from at_least_semaphore_pod_hook.settings import Address, Webhook
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 5.0
+DRAIN_SECONDS = 25
+KEEP_ALIVE_SECONDS = 120
+"""Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
+
+
+def main(settings: Webhook) -> int:
+    """Run the webhook until SIGTERM or SIGINT. Returns the exit code."""
+    logs.set_up(settings.common.log_level, settings.common.log_format)
+    try:
+        uvloop.run(_serve(settings))
+    except InvalidInputError as error:
+        sys.stderr.write(f"at-least-semaphore-pod-hook: {error}\n")
+        return 2
+    except OSError as error:
+        logger.error("not started", extra={"reason": str(error)})  # noqa: TRY400 - the reason is all there is to say
+        return 1
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the process, which has several servers to stop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(application: Application, host: str, port: int, certificate: ServingCertificate | None = None) -> _Server:
+    config = uvicorn.Config(
+        application,  # type: ignore[arg-type]
+        host=host,
+        port=port,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+        ssl_context_factory=(lambda _config, _default: certificate.context) if certificate else None,
+    )
+    return _Server(config)
+
+
+def make_lock(settings: Webhook) -> Lock:
+    """Open the lock that `--lock-mode` names."""
+    if settings.common.lock_mode == "etcd":
+        from at_least_semaphore_pod_hook.locks.etcd import EtcdLock  # noqa: PLC0415 - only one mode's client is loaded
+
+        return EtcdLock(settings.common.etcd_addresses)
+    from at_least_semaphore_pod_hook.locks.redlock import Redlock  # noqa: PLC0415
+
+    return Redlock(settings.common.redis_addresses)
+
+
+def sidecar_template(settings: Webhook) -> SidecarTemplate:
+    """Describe the sidecar that this webhook injects."""
+    common = settings.common
+    return SidecarTemplate(
+        name=f"{settings.variant}-{SIDECAR_NAME}" if settings.variant else SIDECAR_NAME,
+        image=settings.sidecar_image,
+        image_pull_policy=settings.sidecar_image_pull_policy,
+        memory_limit=settings.sidecar_memory_limit,
+        flags=(
+            f"--queue-redis-address={settings.queue_redis_address_flag}",
+            f"--log-level={common.log_level}",
+            f"--log-format={common.log_format}",
+        ),
+        native=settings.enable_sidecar_containers,
+    )
+
+
+async def _serve(settings: Webhook) -> None:
+    certificate = ServingCertificate(settings.cert_dir)
+    certificate.load()
+    service = SemaphoreService(
+        RedisStore(settings.common.queue_redis_address), make_lock(settings), on_reclaim=_count_reclaimed
+    )
+    handler = AdmissionHandler(service, sidecar_template(settings), annotation_prefix(settings.variant))
+    stopping = asyncio.Event()
+
+    def ready() -> tuple[int, bytes, bytes]:
+        return (503, b"text/plain", b"stopping\n") if stopping.is_set() else (200, b"text/plain", b"ok\n")
+
+    probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
+    admissions = _server(app.admission_app(handler), settings.host, settings.port, certificate)
+    servers = [admissions, *_side_servers(settings, probes)]
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    background = [
+        asyncio.create_task(work)
+        for work in (certificate.follow(), _sweep(service), _watch_api_server(settings.kubeconfig))
+    ]
+    serving = [asyncio.create_task(_run(server)) for server in servers]
+    stopped = asyncio.create_task(stopping.wait())
+    try:
+        await _started(servers, serving)
+        # What exists by now stays: there is no point in looking through it again at each collection.
+        gc.collect()
+        gc.freeze()
+        logger.info(
+            "webhook serves",
+            extra={
+                "version": __version__,
+                "address": _listening(admissions),
+                "lock_mode": settings.common.lock_mode,
+                "store": str(settings.common.queue_redis_address),
+            },
+        )
+        await asyncio.wait([stopped, *serving], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.set()
+        for task in background:
+            task.cancel()
+        for server in servers:
+            server.should_exit = True
+        results = await asyncio.gather(*serving, return_exceptions=True)
+        await asyncio.gather(stopped, *background, return_exceptions=True)
+        await service.close()
+        logger.info("webhook stopped")
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+def _side_servers(settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]]) -> list[_Server]:
+    """Serve metrics and probes, on one port where their addresses are the same."""
+    pages: dict[Address, dict[str, Callable[[], tuple[int, bytes, bytes]]]] = {}
+    pages.setdefault(settings.metrics_bind_address, {})["/metrics"] = app.metrics_page
+    probe_pages = pages.setdefault(settings.health_probe_bind_address, {})
+    probe_pages.update(probes)
+    return [_server(app.pages_app(served), address.host, address.port) for address, served in pages.items()]
+
+
+async def _run(server: _Server) -> None:
+    try:
+        await server.serve()
+    except SystemExit as error:
+        # uvicorn's way of saying that it could not bind; it has logged why.
+        raise OSError(f"cannot listen on {server.config.host}:{server.config.port}") from error
+
+
+async def _started(servers: list[_Server], serving: list[asyncio.Task[None]]) -> None:
+    while not all(server.started for server in servers):
+        if any(task.done() for task in serving):
+            return
+        await asyncio.sleep(0.01)
+
+
+def _listening(server: _Server) -> str:
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    return f"{host}:{port}"
+
+
+def _count_reclaimed(_key: SemaphoreKey, count: int) -> None:
+    metrics.RECLAIMED.inc(count)
+
+
+async def _sweep(service: SemaphoreService) -> None:
+    """Take expired permits back, whether anyone asks for one or not."""
+    up: bool | None = None
+    while True:
+        try:
+            await service.sweep()
+            if up is False:
+                logger.info("store answers again")
+            up = True
+        except UnavailableError as error:
+            if up is not False:
+                logger.error("store does not answer", extra={"reason": str(error)})  # noqa: TRY400
+            up = False
+        metrics.STORE_UP.set(up)
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _watch_api_server(kubeconfig: str) -> Coroutine[Any, Any, None]:
+    from at_least_semaphore_pod_hook.controller.apiserver import watch  # noqa: PLC0415
+
+    return watch(kubeconfig, metrics.KUBERNETES_UP.set)

@@ -1,0 +1,164 @@
+"""Semaphores in a dict: for trying out, and the executable specification that the other stores are compared with."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from at_least_semaphore_pod_hook.errors import StaleFenceError
+from at_least_semaphore_pod_hook.semaphore.model import (
+    FRESH_SECONDS,
+    Acquired,
+    AcquireRequest,
+    Fence,
+    Holder,
+    Outcome,
+    SemaphoreKey,
+    SemaphoreState,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+MAX_HOLDERS_NAMED = 3
+
+
+@dataclass(slots=True)
+class _Held:
+    identity: str
+    pod: str
+    token: int
+    lease_ms: int
+    granted_ms: int
+    lease_end_ms: int
+    confirmed: bool = False
+
+
+@dataclass(slots=True)
+class _Semaphore:
+    length: int = 0
+    token: int = 0
+    fences: dict[str, int] = field(default_factory=dict)
+    permits: dict[str, _Held] = field(default_factory=dict)
+
+    def live(self, now_ms: int) -> list[tuple[str, _Held]]:
+        return [(permit, held) for permit, held in self.permits.items() if held.lease_end_ms > now_ms]
+
+
+class MemoryStore:
+    """The `Store` contract within one process.
+
+    Args:
+        clock: Returns seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._semaphores: dict[SemaphoreKey, _Semaphore] = {}
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _next_token(self, last: int) -> int:
+        return max(last + 1, int(self._clock() * 1_000_000))
+
+    def _get(self, key: SemaphoreKey) -> _Semaphore:
+        return self._semaphores.get(key) or _Semaphore()
+
+    async def acquire(self, request: AcquireRequest) -> Acquired:
+        """See `Store.acquire`."""
+        now = self._now_ms()
+        semaphore = self._get(request.key)
+        live = semaphore.live(now)
+        length = (request.assumed_length if request.dry_run else 0) or semaphore.length
+        for permit in (request.carried, request.permit):
+            held = semaphore.permits.get(permit)
+            if (
+                held
+                and held.lease_end_ms > now
+                and not held.confirmed
+                and held.identity == request.identity
+                and now - held.granted_ms < FRESH_SECONDS * 1000
+            ):
+                return Acquired(Outcome.RESUMED, length, len(live), permit, held.token)
+        if length == 0 or request.length not in {0, length}:
+            return Acquired(Outcome.OTHER_LENGTH, length, len(live))
+        if len(live) >= length:
+            latest = sorted(live, key=lambda item: (item[1].lease_end_ms, item[0]), reverse=True)
+            pods = tuple(held.pod for _, held in latest[:MAX_HOLDERS_NAMED])
+            return Acquired(Outcome.FULL, length, len(live), holders=pods)
+        token = self._next_token(semaphore.token)
+        if not request.dry_run:
+            lease_ms = request.expiration_seconds * 1000
+            semaphore.token = token
+            semaphore.permits = dict(live)
+            semaphore.permits[request.permit] = _Held(
+                request.identity, request.pod, token, lease_ms, now, lease_end_ms=now + lease_ms
+            )
+        return Acquired(Outcome.GRANTED, length, len(live) + 1, request.permit, token)
+
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+        """See `Store.renew`."""
+        now = self._now_ms()
+        semaphore = self._get(key)
+        held = semaphore.permits.get(permit)
+        if held is None or (held.lease_end_ms <= now and len(semaphore.live(now)) >= semaphore.length):
+            return 0
+        held.confirmed = True
+        held.pod = pod or held.pod
+        held.lease_end_ms = now + held.lease_ms
+        return held.lease_ms
+
+    async def release(self, key: SemaphoreKey, permit: str) -> bool:
+        """See `Store.release`."""
+        return self._get(key).permits.pop(permit, None) is not None
+
+    async def reclaim(self, key: SemaphoreKey) -> int:
+        """See `Store.reclaim`."""
+        semaphore = self._get(key)
+        live = dict(semaphore.live(self._now_ms()))
+        expired = len(semaphore.permits) - len(live)
+        semaphore.permits = live
+        return expired
+
+    async def begin(self, key: SemaphoreKey, fence: Fence) -> Step:
+        """See `Store.begin`."""
+        semaphore = self._semaphores.setdefault(key, _Semaphore())
+        newest = semaphore.fences.get(fence.domain, 0)
+        token = fence.token or self._next_token(newest)
+        if token < newest:
+            raise StaleFenceError(f"semaphore {key}: fencing token {token} of {fence.domain} is out of date")
+        semaphore.fences[fence.domain] = token
+        return Step(Fence(fence.domain, token), semaphore.length, len(semaphore.live(self._now_ms())))
+
+    async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
+        """See `Store.set_length`."""
+        semaphore = self._get(key)
+        if semaphore.fences.get(fence.domain, 0) != fence.token:
+            raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
+        semaphore.length = length
+
+    async def state(self, key: SemaphoreKey) -> SemaphoreState:
+        """See `Store.state`."""
+        now = self._now_ms()
+        semaphore = self._get(key)
+        live = sorted(semaphore.live(now), key=lambda item: (item[1].lease_end_ms, item[0]))
+        return SemaphoreState(
+            semaphore.length,
+            tuple(
+                Holder(permit, held.pod, held.token, held.confirmed, held.lease_end_ms - now) for permit, held in live
+            ),
+        )
+
+    async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
+        """See `Store.semaphores`."""
+        for key in [key for key, semaphore in self._semaphores.items() if semaphore.permits]:
+            yield key
+
+    async def ping(self) -> None:
+        """See `Store.ping`."""
+
+    async def close(self) -> None:
+        """See `Store.close`."""

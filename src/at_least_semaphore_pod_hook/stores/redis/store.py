@@ -1,0 +1,155 @@
+"""Semaphores in Redis or Valkey: each operation is one Lua script in `scripts/`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from redis.exceptions import RedisError
+
+from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError
+from at_least_semaphore_pod_hook.redis_client import connect
+from at_least_semaphore_pod_hook.semaphore.model import (
+    FRESH_SECONDS,
+    Acquired,
+    AcquireRequest,
+    Fence,
+    Holder,
+    Outcome,
+    SemaphoreKey,
+    SemaphoreState,
+    Step,
+)
+from at_least_semaphore_pod_hook.stores.redis.batcher import MAX_PIPELINES, Batcher, Script
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from at_least_semaphore_pod_hook.settings import Address
+
+SOCKET_TIMEOUT_SECONDS = 5.0
+RECLAIM_BATCH = 1000
+
+
+def _script(name: str) -> Script:
+    return Script.of(name, (files(__package__) / "scripts" / f"{name}.lua").read_text())
+
+
+ACQUIRE, RENEW, RELEASE, RECLAIM = _script("acquire"), _script("renew"), _script("release"), _script("reclaim")
+BEGIN, SET_LENGTH, STATE = _script("begin"), _script("set_length"), _script("state")
+
+
+class _Record(msgspec.Struct):
+    """A holder as `acquire.lua` writes it."""
+
+    pod: str = ""
+    token: str = "0"  # noqa: S105 - a fencing token is no secret
+    confirmed: bool = False
+
+
+_record = msgspec.json.Decoder(_Record)
+
+
+def _keys(key: SemaphoreKey) -> tuple[str, str, str]:
+    """All keys of a semaphore share a hash tag, and so a slot of a Redis Cluster."""
+    tag = f"{{{key.namespace}/{key.key}}}"
+    return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders"
+
+
+class RedisStore:
+    """The `Store` contract over one Redis.
+
+    Args:
+        address: Where it is.
+        timeout: Seconds after which a connection or an answer is given up.
+    """
+
+    def __init__(self, address: Address, *, timeout: float = SOCKET_TIMEOUT_SECONDS) -> None:
+        self._where = str(address)
+        self._redis = connect(address, timeout=timeout, max_connections=MAX_PIPELINES + 5)
+        self._batcher = Batcher(self._redis, self._where)
+
+    async def acquire(self, request: AcquireRequest) -> Acquired:
+        """See `Store.acquire`."""
+        reply = await self._batcher.call(
+            ACQUIRE,
+            _keys(request.key),
+            (
+                request.permit,
+                request.carried,
+                request.identity,
+                request.pod,
+                request.length,
+                request.expiration_seconds * 1000,
+                FRESH_SECONDS * 1000,
+                int(request.dry_run),
+                request.assumed_length,
+            ),
+        )
+        outcome, length, held, *rest = reply
+        if not rest:
+            return Acquired(Outcome(outcome), length, held)
+        permit, token, *holders = rest
+        return Acquired(Outcome(outcome), length, held, permit, int(token), tuple(holders))
+
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+        """See `Store.renew`."""
+        return int(await self._batcher.call(RENEW, _keys(key), (permit, pod)))
+
+    async def release(self, key: SemaphoreKey, permit: str) -> bool:
+        """See `Store.release`."""
+        return bool(await self._batcher.call(RELEASE, _keys(key), (permit,)))
+
+    async def reclaim(self, key: SemaphoreKey) -> int:
+        """See `Store.reclaim`. Large numbers are taken back in batches, so that nobody waits long behind them."""
+        total = 0
+        while True:
+            taken = int(await self._batcher.call(RECLAIM, _keys(key), (RECLAIM_BATCH,)))
+            total += taken
+            if taken < RECLAIM_BATCH:
+                return total
+
+    async def begin(self, key: SemaphoreKey, fence: Fence) -> Step:
+        """See `Store.begin`."""
+        reply: list[Any] = await self._batcher.call(BEGIN, _keys(key), (fence.domain, fence.token))
+        if not reply[0]:
+            raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
+        _, token, length, held = reply
+        return Step(Fence(fence.domain, int(token)), length, held)
+
+    async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
+        """See `Store.set_length`."""
+        if not await self._batcher.call(SET_LENGTH, _keys(key), (fence.domain, fence.token, length)):
+            raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
+
+    async def state(self, key: SemaphoreKey) -> SemaphoreState:
+        """See `Store.state`."""
+        length, *rest = await self._batcher.call(STATE, _keys(key), ())
+        holders = []
+        for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+            record = _record.decode(stored)
+            holders.append(Holder(permit, record.pod, int(record.token), record.confirmed, lease_ms))
+        return SemaphoreState(length, tuple(holders))
+
+    async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
+        """See `Store.semaphores`."""
+        prefix, suffix = "inflight/{", "}"
+        try:
+            async for name in self._redis.scan_iter(match=f"{prefix}*{suffix}", count=1000, _type="ZSET"):
+                semaphore = name.removeprefix(prefix).removesuffix(suffix)
+                if "/" in semaphore:
+                    yield SemaphoreKey.parse(semaphore)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailableError(f"the store at {self._where} did not list its semaphores: {error}") from error
+
+    async def ping(self) -> None:
+        """See `Store.ping`."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailableError(f"the store at {self._where} does not answer: {error}") from error
+
+    async def close(self) -> None:
+        """See `Store.close`."""
+        await self._batcher.close()

@@ -1,0 +1,90 @@
+"""Real servers for the contract suites: each started once, on a free port of the loopback interface."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+import redis
+from devcluster.stores import RedisServer
+
+from at_least_semaphore_pod_hook.settings import Address
+from at_least_semaphore_pod_hook.stores.memory import MemoryStore
+from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from at_least_semaphore_pod_hook.semaphore.contracts import Store
+
+
+class Subject(Protocol):
+    """A store under test, with a hand on its clock."""
+
+    store: Store
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+
+    def dump(self) -> object:
+        """Everything that is stored, to be compared."""
+
+
+class MemorySubject:
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+        self.store = MemoryStore(lambda: self.now)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def dump(self) -> object:
+        return repr(self.store._semaphores)
+
+
+class RedisSubject:
+    """Time passes by moving what is stored into the past: the server's own clock stays as it is."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self.client = redis.Redis(port=server.port, decode_responses=True)
+        self.client.flushall()
+        self.store = RedisStore(Address("127.0.0.1", server.port))
+
+    def advance(self, seconds: float) -> None:
+        milliseconds = int(seconds * 1000)
+        for name in self.client.scan_iter(match="inflight/*", _type="ZSET"):
+            for permit in self.client.zrange(name, 0, -1):
+                self.client.zincrby(name, -milliseconds, permit)
+                holder = json.loads(self.client.hget(f"{name}/holders", permit))
+                holder["granted"] -= milliseconds
+                self.client.hset(f"{name}/holders", permit, json.dumps(holder))
+
+    def dump(self) -> object:
+        return {name: self.client.dump(name) for name in sorted(self.client.scan_iter())}
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), prefer="redis") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("valkey"), prefer="valkey") as server:
+        assert server.kind == "valkey"
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis", "valkey"])
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    made: Subject
+    if request.param == "memory":
+        made = MemorySubject()
+    else:
+        made = RedisSubject(request.getfixturevalue(f"{request.param}_server"))
+    yield made
+    await made.store.close()
+    if isinstance(made, RedisSubject):
+        made.client.close()
