@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.admission.review import Metadata, Request
 
 logger = logging.getLogger(__name__)
+
+_namespace_pattern = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class Decision(StrEnum):
@@ -78,6 +81,8 @@ class AdmissionHandler:
         demand = pod_annotations.parse(pod.metadata.annotations or {}, self._prefix)
         if demand is None:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
+        if not _namespace_pattern.fullmatch(request.namespace):
+            raise InvalidInputError(f"request.namespace: {ascii(request.namespace[:80])} is no namespace")
         key = SemaphoreKey(request.namespace, demand.key)
         carried = inject.find_carried(pod.spec, self._template.name)
         wish = AcquireRequest(

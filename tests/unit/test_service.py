@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService, new_permit
+from tests.unit.fakes import FaultyStore, LocalLock
+
+KEY = SemaphoreKey("default", "k")
+
+
+def wish(permit: str, length: int = 3, **other: object) -> AcquireRequest:
+    return replace(AcquireRequest(KEY, length, 60, permit, f"id-{permit}"), **other)
+
+
+@pytest.fixture
+def store() -> FaultyStore:
+    return FaultyStore(lambda: 1_800_000_000.0)
+
+
+@pytest.fixture
+def lock() -> LocalLock:
+    return LocalLock()
+
+
+@pytest.fixture
+def service(store: FaultyStore, lock: LocalLock, monkeypatch: pytest.MonkeyPatch) -> SemaphoreService:
+    monkeypatch.setattr("at_least_semaphore_pod_hook.semaphore.service.UNDO_PAUSES_SECONDS", (0, 0, 0))
+    return SemaphoreService(store, lock)
+
+
+def test_permits_are_not_guessed() -> None:
+    assert len({new_permit() for _ in range(1000)}) == 1000
+
+
+async def test_the_first_pod_creates_the_semaphore(service: SemaphoreService, store: FaultyStore) -> None:
+    admitted = await service.acquire(wish("a"), 1)
+    assert (admitted.acquired.outcome, admitted.acquired.length, admitted.replaced_length) == (Outcome.GRANTED, 3, 0)
+    store.calls.clear()
+    await service.acquire(wish("b"), 1)
+    assert store.calls == ["acquire"]
+
+
+async def test_concurrent_callers_share_one_step(service: SemaphoreService, lock: LocalLock) -> None:
+    answers = await asyncio.gather(*(service.acquire(wish(f"p{n}", 10), 5) for n in range(64)))
+    assert sum(answer.acquired.outcome is Outcome.GRANTED for answer in answers) == 10
+    assert lock.acquisitions == 1
+
+
+async def test_another_length_resizes_and_says_so_while_others_hold(service: SemaphoreService) -> None:
+    await service.acquire(wish("a", 3), 1)
+    admitted = await service.acquire(wish("b", 5), 1)
+    assert (admitted.acquired.outcome, admitted.acquired.length, admitted.replaced_length) == (Outcome.GRANTED, 5, 3)
+
+
+async def test_a_resize_without_holders_needs_no_warning(service: SemaphoreService) -> None:
+    await service.acquire(wish("a", 3), 1)
+    await service._store.release(KEY, "a")
+    assert (await service.acquire(wish("b", 5), 1)).replaced_length == 0
+
+
+async def test_two_lengths_that_take_turns_both_get_an_answer(service: SemaphoreService) -> None:
+    wishes = [wish(f"p{n}", 20 + n % 2) for n in range(16)]
+    answers = await asyncio.gather(*(service.acquire(each, 5) for each in wishes))
+    assert all(answer.acquired.outcome is Outcome.GRANTED for answer in answers)
+
+
+async def test_a_dry_run_of_a_new_key_writes_nothing(
+    service: SemaphoreService, store: FaultyStore, lock: LocalLock
+) -> None:
+    admitted = await service.acquire(wish("a", dry_run=True), 1)
+    assert (admitted.acquired.outcome, admitted.acquired.length) == (Outcome.GRANTED, 3)
+    assert set(store.calls) == {"acquire"}
+    assert lock.acquisitions == 0
+    assert not store._semaphores
+
+
+async def test_a_dry_run_of_another_length_warns_as_the_real_one_would(service: SemaphoreService) -> None:
+    await service.acquire(wish("a", 1), 1)
+    assert (await service.acquire(wish("b", 1, dry_run=True), 1)).acquired.outcome is Outcome.FULL
+    admitted = await service.acquire(wish("b", 2, dry_run=True), 1)
+    assert (admitted.acquired.outcome, admitted.replaced_length) == (Outcome.GRANTED, 1)
+    assert (await service._store.state(KEY)).length == 1
+
+
+@pytest.mark.parametrize("fault", ["fail before", "fail after", "hang before", "hang after"])
+async def test_what_may_have_been_taken_is_given_back(
+    service: SemaphoreService, store: FaultyStore, fault: str
+) -> None:
+    await service.acquire(wish("a"), 1)
+    store.faults = {"acquire": [fault], "release": ["fail before"]}
+    with pytest.raises(StoreUnavailableError):
+        await service.acquire(wish("b"), 0.05)
+    await service.close()
+    assert [holder.permit for holder in (await store.state(KEY)).holders] == ["a"]
+    assert "release" in store.calls
+
+
+async def test_a_cancelled_admission_leaves_no_permit(service: SemaphoreService, store: FaultyStore) -> None:
+    await service.acquire(wish("a"), 1)
+    store.faults = {"acquire": ["hang after"]}
+    task = asyncio.create_task(service.acquire(wish("b"), 5))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await service.close()
+    assert [holder.permit for holder in (await store.state(KEY)).holders] == ["a"]
+
+
+async def test_a_failed_dry_run_gives_nothing_back(service: SemaphoreService, store: FaultyStore) -> None:
+    store.faults = {"acquire": ["fail before"]}
+    with pytest.raises(StoreUnavailableError):
+        await service.acquire(wish("a", dry_run=True), 1)
+    await service.close()
+    assert "release" not in store.calls
+
+
+async def test_a_failed_step_fails_its_callers_and_the_next_one_works(
+    service: SemaphoreService, store: FaultyStore
+) -> None:
+    store.faults = {"set_length": ["fail before"]}
+    results = await asyncio.gather(*(service.acquire(wish(f"p{n}"), 1) for n in range(3)), return_exceptions=True)
+    assert all(isinstance(result, StoreUnavailableError) for result in results)
+    assert (await service.acquire(wish("next"), 1)).acquired.outcome is Outcome.GRANTED
+
+
+async def test_one_caller_that_gives_up_leaves_the_step_to_the_others(
+    service: SemaphoreService, store: FaultyStore, lock: LocalLock
+) -> None:
+    async with lock.hold(str(KEY), 1):
+        impatient = asyncio.create_task(service.acquire(wish("a"), 0.02))
+        patient = asyncio.create_task(service.acquire(wish("b"), 5))
+        with pytest.raises(StoreUnavailableError, match=r"no answer within 0\.0 s"):
+            await impatient
+    assert (await patient).acquired.outcome is Outcome.GRANTED
+    await service.close()
+    assert [holder.permit for holder in (await store.state(KEY)).holders] == ["b"]
+
+
+async def test_a_step_that_was_overtaken_is_an_unavailable_store(
+    service: SemaphoreService, store: FaultyStore
+) -> None:
+    real = store.begin
+
+    async def overtaken(key: SemaphoreKey, fence: object) -> object:
+        step = await real(key, fence)
+        await real(key, replace(step.fence, token=step.fence.token + 1))
+        return step
+
+    store.begin = overtaken  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailableError, match="out of date"):
+        await service.acquire(wish("a"), 1)
+    await service.close()
+
+
+async def test_the_sweep_reclaims_everywhere() -> None:
+    now = [1_800_000_000.0]
+    store = FaultyStore(lambda: now[0])
+    swept = []
+    service = SemaphoreService(store, LocalLock(), on_reclaim=lambda key, count: swept.append((str(key), count)))
+    for name in "xy":
+        await service.acquire(wish(f"{name}1", key=SemaphoreKey("ns", name)), 1)
+    assert await service.sweep() == 0
+    now[0] += 60
+    assert await service.sweep() == 2
+    assert sorted(swept) == [("ns/x", 1), ("ns/y", 1)]
