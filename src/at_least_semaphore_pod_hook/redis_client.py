@@ -1,18 +1,34 @@
-"""stand-in until the lock engineer's version."""
+"""How a Redis or Valkey server is talked to: one way to connect, one translation of what goes wrong."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from at_least_semaphore_pod_hook.errors import UnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from at_least_semaphore_pod_hook.settings import Address
 
 
 def connect(address: Address, *, timeout: float, max_connections: int) -> Redis:
+    """Make a client of one server; it connects when it is first used and is closed with `aclose`.
+
+    Args:
+        address: The server, and the user, password and database to use there. With TLS the certificate is checked
+            against the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
+        timeout: Seconds that connecting may take, and that each answer may take.
+        max_connections: How many commands can be under way at once; a further one fails, it does not wait.
+    """
     return Redis(
         host=address.host,
         port=address.port,
@@ -23,7 +39,31 @@ def connect(address: Address, *, timeout: float, max_connections: int) -> Redis:
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         max_connections=max_connections,
+        # A command whose answer was lost may have been applied: who sends it knows whether it may be sent again.
         retry=Retry(NoBackoff(), 0),
-        decode_responses=True,
-        protocol=3,
+        # Neither is needed, and each costs a new connection a round trip and the user a right.
+        driver_info=None,
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
+
+
+@contextmanager
+def translate(address: Address, error: type[UnavailableError] = UnavailableError) -> Iterator[None]:
+    """Raise `error`, naming the server, in place of what redis-py and the operating system raise.
+
+    Whether the command was applied is unknown then, except where the server itself refused it.
+    """
+    try:
+        yield
+    except (RedisError, OSError, TimeoutError) as caught:
+        raise error(f"{address}: {_reason(caught)}") from caught
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (RedisTimeoutError, TimeoutError)):
+        return "no answer in time"
+    if isinstance(error, AuthenticationError):
+        return "the server refused the user or the password"
+    if isinstance(error.__cause__, OSError) and error.__cause__.strerror:
+        return error.__cause__.strerror
+    return str(error) or type(error).__name__

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 import redis
-from devcluster.stores import RedisServer
 
 from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.memory import MemoryStore
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from devcluster.stores import RedisServer
+from tests.sidecar_harness import PACKAGE, Process, Server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
 
@@ -88,3 +91,43 @@ async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
     await made.store.close()
     if isinstance(made, RedisSubject):
         made.client.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """An image is compiled as well; compiling by itself would cost a sidecar 2 MB."""
+    compileall.compile_dir(PACKAGE, quiet=2)
+
+
+@pytest.fixture
+def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(*flags: str, password: str = "") -> Server:
+        servers.append(Server(tmp_path, *flags, password=password))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def server(new_server: Callable[..., Server]) -> Server:
+    return new_server()
+
+
+@pytest.fixture
+def new_sidecar(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    processes: list[Process] = []
+
+    def start(address: str, *flags: str, permit: str = "p1", redirections: str = "") -> Process:
+        processes.append(
+            Process(tmp_path / f"log-{len(processes)}", address, *flags, permit=permit, redirections=redirections)
+        )
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.close()

@@ -142,9 +142,7 @@ async def test_one_caller_that_gives_up_leaves_the_step_to_the_others(
     assert [holder.permit for holder in (await store.state(KEY)).holders] == ["b"]
 
 
-async def test_a_step_that_was_overtaken_is_an_unavailable_store(
-    service: SemaphoreService, store: FaultyStore
-) -> None:
+async def test_a_step_that_was_overtaken_is_an_unavailable_store(service: SemaphoreService, store: FaultyStore) -> None:
     real = store.begin
 
     async def overtaken(key: SemaphoreKey, fence: object) -> object:

@@ -69,6 +69,13 @@ PRODUCTS = (
         packages={"etcd": "go.etcd.io/etcd/server/v3"},
         seconds={"etcd": 25},
     ),
+    Product(
+        module="github.com/tsenart/vegeta/v12",
+        version="v12.13.0",
+        packages={"vegeta": "github.com/tsenart/vegeta/v12"},
+        seconds={"vegeta": 15},
+        version_args={"vegeta": ("-version",)},
+    ),
 )
 
 

@@ -186,8 +186,8 @@ class PodRunner:
         if kind == "DELETED":
             self._binding.discard(metadata["uid"])
             self._ended.discard(metadata["uid"])
-            if run is not None:  # removed by force: the processes get the pod's own grace, as a kubelet gives it
-                run.stop(max(1.0, podspec.grace_seconds(run.pod)))
+            if run is not None:  # removed by force, and only noticed now
+                run.stop(podspec.grace_seconds(run.pod))
         elif "nodeName" not in spec:
             if metadata["uid"] not in self._binding and not (podspec.is_gated(pod) or podspec.is_finished(pod)):
                 self._binding.add(metadata["uid"])

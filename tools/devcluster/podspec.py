@@ -37,11 +37,13 @@ def is_finished(pod: Object) -> bool:
 
 
 def grace_seconds(pod: Object) -> float:
-    """Return the seconds between SIGTERM and SIGKILL: the deletion's where there is one, else the pod's own."""
-    grace = pod["metadata"].get("deletionGracePeriodSeconds")
-    if grace is None:
-        grace = pod["spec"].get("terminationGracePeriodSeconds")
-    return float(30 if grace is None else grace)
+    """Return the seconds between SIGTERM and SIGKILL: the deletion's where there are any, else the pod's own.
+
+    As with a kubelet it is never less than 1, and a deletion by force (grace 0) gives the pod its own grace: only its
+    object is removed at once.
+    """
+    own = pod["spec"].get("terminationGracePeriodSeconds")
+    return max(1.0, float(pod["metadata"].get("deletionGracePeriodSeconds") or (30 if own is None else own)))
 
 
 def annotation_number(pod: Object, name: str) -> float | None:

@@ -82,7 +82,7 @@ class AdmissionHandler:
         if demand is None:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
         if not _namespace_pattern.fullmatch(request.namespace):
-            raise InvalidInputError(f"request.namespace: {ascii(request.namespace[:80])} is no namespace")
+            raise InvalidInputError(f"request.namespace: {request.namespace[:80]!a} is no namespace")
         key = SemaphoreKey(request.namespace, demand.key)
         carried = inject.find_carried(pod.spec, self._template.name)
         wish = AcquireRequest(

@@ -47,7 +47,7 @@ class Store(Protocol):
         ...
 
     async def release(self, key: SemaphoreKey, permit: str) -> bool:
-        """Give a permit back. Returns False, and changes nothing, where it is not held."""
+        """Give a permit back. Returns False, and changes nothing, where it is free already."""
         ...
 
     async def reclaim(self, key: SemaphoreKey) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -42,6 +43,7 @@ class HttpError(Exception):
         self.headers = headers
 
 
+@lru_cache(maxsize=64)
 def deadline_seconds(query: bytes) -> float:
     """Return how long an admission may take: the API server's `timeout` less what the way back needs.
 

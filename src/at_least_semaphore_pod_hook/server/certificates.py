@@ -50,7 +50,6 @@ class ServingCertificate:
                 f"--certDir: {self._certificate} and {self._key.name} are no certificate and its key: {reason}"
             ) from error
         metrics.CERTIFICATE_RELOADS.inc()
-        metrics.CERTIFICATE_EXPIRY.set(self._expiry())
 
     async def follow(self) -> None:
         """Take changed files up until cancelled. A pair that is no good is logged once and the old one stays."""
@@ -70,8 +69,3 @@ class ServingCertificate:
     def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
         stats = [file.stat() for file in (self._certificate, self._key)]
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)
-
-    def _expiry(self) -> float:
-        from cryptography import x509  # noqa: PLC0415 - several megabytes, needed once per certificate
-
-        return x509.load_pem_x509_certificate(self._certificate.read_bytes()).not_valid_after_utc.timestamp()

@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
+from datetime import UTC, datetime
 
-from pythonjsonlogger.json import JsonFormatter
+import msgspec
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
 
 
-class _TextFormatter(logging.Formatter):
-    """The message, followed by name=value pairs."""
+def _time(record: logging.LogRecord) -> str:
+    """Return when a record was made: RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
-    converter = staticmethod(time.gmtime)
+
+class _Formatter(logging.Formatter):
+    """What both formats share: the fields that a record was given by `extra`."""
+
+    def extra(self, record: logging.LogRecord) -> dict[str, object]:
+        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return fields
+
+
+class JsonFormatter(_Formatter):
+    """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        extra = " ".join(f"{name}={value}" for name, value in vars(record).items() if name not in _STANDARD)
-        return f"{super().format(record)} {extra}".rstrip()
+        """Return a record as a line."""
+        line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        return _encode(line | self.extra(record)).decode()
+
+
+class TextFormatter(_Formatter):
+    """The message, followed by name=value pairs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as a line."""
+        pairs = "".join(f" {name}={value}" for name, value in self.extra(record).items())
+        return f"{_time(record)} {record.levelname:7} {record.getMessage()}{pairs}"
 
 
 def set_up(level: str, format_: str) -> None:
@@ -28,18 +53,11 @@ def set_up(level: str, format_: str) -> None:
         level: debug, info, warning or error.
         format_: json or text.
     """
+    # Each would be looked up for every line, and none of it is shown.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
+    logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 - the documented way to spare the caller's look-up
     handler = logging.StreamHandler(sys.stderr)
-    formatter: logging.Formatter
-    if format_ == "json":
-        formatter = JsonFormatter(
-            "{levelname}{name}{message}",
-            style="{",
-            timestamp="time",
-            rename_fields={"levelname": "level", "name": "logger"},
-        )
-    else:
-        formatter = _TextFormatter("%(asctime)s.%(msecs)03dZ %(levelname)-7s %(message)s", "%Y-%m-%dT%H:%M:%S")
-    handler.setFormatter(formatter)
+    handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("httpx", "httpcore", "asyncio"):
+    for chatty in ("uvicorn", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 REGISTRY = CollectorRegistry()
 PREFIX = "at_least_semaphore_pod_hook_"
@@ -28,11 +30,6 @@ BAD_REQUESTS = Counter(
 RECLAIMED = Counter(f"{PREFIX}reclaimed_permits", "Expired permits that a sweep took back.", registry=REGISTRY)
 STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", registry=REGISTRY)
 KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
-CERTIFICATE_EXPIRY = Gauge(
-    f"{PREFIX}certificate_expiry_seconds",
-    "When the serving certificate ends, seconds since the epoch.",
-    registry=REGISTRY,
-)
 CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
 
 

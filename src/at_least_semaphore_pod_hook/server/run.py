@@ -62,9 +62,12 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(application: Application, host: str, port: int, certificate: ServingCertificate | None = None) -> _Server:
+def make_server(
+    application: Application, host: str, port: int, certificate: ServingCertificate | None = None
+) -> uvicorn.Server:
+    """Set a server up for an ASGI application, with TLS where there is a certificate; `serve` runs it."""
     config = uvicorn.Config(
-        application,  # type: ignore[arg-type]
+        application,
         host=host,
         port=port,
         http="httptools",
@@ -122,7 +125,7 @@ async def _serve(settings: Webhook) -> None:
         return (503, b"text/plain", b"stopping\n") if stopping.is_set() else (200, b"text/plain", b"ok\n")
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
-    admissions = _server(app.admission_app(handler), settings.host, settings.port, certificate)
+    admissions = make_server(app.admission_app(handler), settings.host, settings.port, certificate)
     servers = [admissions, *_side_servers(settings, probes)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -163,16 +166,16 @@ async def _serve(settings: Webhook) -> None:
             raise result
 
 
-def _side_servers(settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]]) -> list[_Server]:
+def _side_servers(settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]]) -> list[uvicorn.Server]:
     """Serve metrics and probes, on one port where their addresses are the same."""
     pages: dict[Address, dict[str, Callable[[], tuple[int, bytes, bytes]]]] = {}
     pages.setdefault(settings.metrics_bind_address, {})["/metrics"] = app.metrics_page
     probe_pages = pages.setdefault(settings.health_probe_bind_address, {})
     probe_pages.update(probes)
-    return [_server(app.pages_app(served), address.host, address.port) for address, served in pages.items()]
+    return [make_server(app.pages_app(served), address.host, address.port) for address, served in pages.items()]
 
 
-async def _run(server: _Server) -> None:
+async def _run(server: uvicorn.Server) -> None:
     try:
         await server.serve()
     except SystemExit as error:
@@ -180,14 +183,14 @@ async def _run(server: _Server) -> None:
         raise OSError(f"cannot listen on {server.config.host}:{server.config.port}") from error
 
 
-async def _started(servers: list[_Server], serving: list[asyncio.Task[None]]) -> None:
+async def _started(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> None:
     while not all(server.started for server in servers):
         if any(task.done() for task in serving):
             return
         await asyncio.sleep(0.01)
 
 
-def _listening(server: _Server) -> str:
+def _listening(server: uvicorn.Server) -> str:
     host, port = server.servers[0].sockets[0].getsockname()[:2]
     return f"{host}:{port}"
 

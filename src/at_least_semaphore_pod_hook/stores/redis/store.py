@@ -89,9 +89,9 @@ class RedisStore:
         )
         outcome, length, held, *rest = reply
         if not rest:
-            return Acquired(Outcome(outcome), length, held)
-        permit, token, *holders = rest
-        return Acquired(Outcome(outcome), length, held, permit, int(token), tuple(holders))
+            return Acquired(Outcome(outcome.decode()), length, held)
+        permit, token, *holders = (part.decode() for part in rest)
+        return Acquired(Outcome(outcome.decode()), length, held, permit, int(token), tuple(holders))
 
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """See `Store.renew`."""
@@ -129,7 +129,7 @@ class RedisStore:
         holders = []
         for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             record = _record.decode(stored)
-            holders.append(Holder(permit, record.pod, int(record.token), record.confirmed, lease_ms))
+            holders.append(Holder(permit.decode(), record.pod, int(record.token), record.confirmed, lease_ms))
         return SemaphoreState(length, tuple(holders))
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
@@ -137,7 +137,7 @@ class RedisStore:
         prefix, suffix = "inflight/{", "}"
         try:
             async for name in self._redis.scan_iter(match=f"{prefix}*{suffix}", count=1000, _type="ZSET"):
-                semaphore = name.removeprefix(prefix).removesuffix(suffix)
+                semaphore = name.decode().removeprefix(prefix).removesuffix(suffix)
                 if "/" in semaphore:
                     yield SemaphoreKey.parse(semaphore)
         except (RedisError, OSError, TimeoutError) as error:

@@ -25,4 +25,5 @@ if not holder.confirmed or (ARGV[2] ~= '' and holder.pod ~= ARGV[2]) then
   redis.call('HSET', KEYS[3], ARGV[1], cjson.encode(holder))
 end
 redis.call('ZADD', KEYS[2], 'XX', now + holder.lease, ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 604800000)
 return holder.lease

@@ -1,0 +1,134 @@
+"""A permit's life in a pod: renewed until a signal comes, then given back."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.sidecar import policy
+from at_least_semaphore_pod_hook.sidecar.connection import Connection, Script
+from at_least_semaphore_pod_hook.sidecar.log import STDERR, Log
+from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
+from at_least_semaphore_pod_hook.sidecar.signals import Signals, StopRequested
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from at_least_semaphore_pod_hook.settings import Sidecar
+
+
+def run(settings: Sidecar) -> int:
+    """Hold the permit until SIGTERM or SIGINT, then give it back.
+
+    The main thread's handlers of the two, and their mask, are this function's from here on. Nothing but a signal ends
+    it: a store that can't be reached and a permit that is lost are logged, and tried again.
+
+    Returns:
+        The exit code: 0 where the permit is in circulation again, 1 where it could not be given back within the grace
+        period (`termination_grace_period_seconds`) and its lease has to run out.
+    """
+    signals = Signals()
+    try:
+        _keep_standard_streams()
+        holding = _Holding(settings, signals, Log(settings))
+        holding.renew_until_stopped()
+        return holding.release(time.monotonic())
+    finally:
+        signals.close()
+
+
+def _keep_standard_streams() -> None:
+    """See to it that no socket gets the number of a standard stream that was closed."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        pass
+    os.close(fd)
+
+
+class _Holding:
+    def __init__(self, settings: Sidecar, signals: Signals, log: Log) -> None:
+        self._settings = settings
+        self._signals = signals
+        self._log = log
+        self._connection = Connection(settings.common.queue_redis_address, signals)
+        semaphore = f"{{{settings.namespace}/{settings.key}}}"
+        self._keys = (f"queue/{semaphore}", f"inflight/{semaphore}", f"inflight/{semaphore}/holders")
+        self._renew, self._release = Script("renew"), Script("release")
+        self._schedule = policy.Schedule(time.monotonic())
+        self._health = policy.Health()
+
+    def renew_until_stopped(self) -> None:
+        """Renew whenever it is due; returns when a signal asks to stop."""
+        try:
+            while True:
+                self._connection.idle(self._schedule.due)
+                self._renew_once()
+        except StopRequested:
+            return
+
+    def _renew_once(self) -> None:
+        sent = time.monotonic()
+        deadline = sent + policy.try_timeout(self._schedule.lease_ms)
+        try:
+            lease_ms = self._connection.call(
+                self._renew, self._keys, (self._settings.permit, self._settings.pod), deadline
+            )
+            if not 0 <= lease_ms <= policy.MAX_LEASE_MS:
+                raise MalformedReplyError(f"a lease of {lease_ms} ms is not accepted")
+        except StoreUnavailableError as error:
+            now = time.monotonic()
+            self._schedule.failed(now, _jitter())
+            self._say(self._health.unavailable(now, str(error)))
+            return
+        now = time.monotonic()
+        if lease_ms:
+            self._schedule.renewed(sent, lease_ms)
+            self._say(self._health.renewed(now, sent, lease_ms))
+        else:
+            self._schedule.lost(sent)
+            self._say(self._health.lost(now))
+
+    def release(self, now: float) -> int:
+        """Give the permit back, and return the exit code. The grace period counts from `now`."""
+        grace = self._settings.termination_grace_period_seconds
+        deadline = now + policy.release_budget(grace)
+        self._log.write("debug", "asked to stop, giving the permit back")
+        health = policy.Health()
+        failures = 0
+        self._connection.unanswered = 0
+        while now < deadline:
+            try:
+                released = self._release_once(min(deadline, now + policy.try_timeout(self._schedule.lease_ms)))
+            except StoreUnavailableError as error:
+                failures += 1
+                self._say(health.unavailable(time.monotonic(), str(error)))
+            else:
+                return self._released(released)
+            pause = policy.backoff(failures, self._schedule.lease_ms, _jitter(), policy.MAX_RELEASE_BACKOFF)
+            self._signals.wait(min(deadline, time.monotonic() + pause))
+            now = time.monotonic()
+        self._log.write("error", f"could not give the permit back within {grace:g} s: its lease has to run out")
+        return 1
+
+    def _release_once(self, deadline: float) -> int:
+        reply = self._connection.call(self._release, self._keys, (self._settings.permit,), deadline)
+        if reply not in (0, 1):
+            raise MalformedReplyError(f"{reply} permits given back is not accepted")
+        return reply
+
+    def _released(self, permits: int) -> int:
+        if permits:
+            self._log.write("info", "gave the permit back")
+        elif self._connection.unanswered:
+            self._log.write("info", "gave the permit back, most likely by a try that got no answer")
+        else:
+            self._log.write("warning", "the permit was not ours any more, so there was none to give back")
+        return 0
+
+    def _say(self, lines: list[tuple[str, str]]) -> None:
+        for level, message in lines:
+            self._log.write(level, message)
+
+
+def _jitter() -> float:
+    # Not random(): 300 kB in each pod, for a number that need not be a good one.
+    return os.urandom(1)[0] / 255

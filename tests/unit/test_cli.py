@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from at_least_semaphore_pod_hook import __version__, cli, settings
+from at_least_semaphore_pod_hook.settings import Address
+
+SIDECAR = ["sidecar", "default/resource-name", "0123456789abcdef"]
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("AT_LEAST_SEMAPHORE_") or name in {"VARIANT", "POD_NAME", "HOSTNAME"}:
+            monkeypatch.delenv(name)
+
+
+def webhook(*flags: str) -> settings.Webhook:
+    parsed = cli.parse(["webhook", *flags])
+    assert isinstance(parsed, settings.Webhook)
+    return parsed
+
+
+def sidecar(*flags: str) -> settings.Sidecar:
+    parsed = cli.parse([*SIDECAR, *flags])
+    assert isinstance(parsed, settings.Sidecar)
+    return parsed
+
+
+def test_the_defaults() -> None:
+    parsed = webhook()
+    local = Address("127.0.0.1", 6379)
+    assert parsed.common == settings.Common(
+        "redlock", (local,), (Address("127.0.0.1", 2379),), local, log_level="info", log_format="json"
+    )
+    assert (parsed.host, parsed.port) == ("0.0.0.0", 9443)
+    assert parsed.cert_dir == "/var/k8s-webhook-server/serving-certs"
+    assert parsed.metrics_bind_address == Address("0.0.0.0", 8080)
+    assert parsed.health_probe_bind_address == Address("0.0.0.0", 8081)
+    assert parsed.enable_sidecar_containers is False
+    assert parsed.sidecar_image_pull_policy == "IfNotPresent"
+    assert sidecar().termination_grace_period_seconds == 10
+    assert (sidecar().namespace, sidecar().key, sidecar().permit) == ("default", "resource-name", "0123456789abcdef")
+
+
+def test_list_flags_take_commas_and_repetition() -> None:
+    parsed = webhook("--redis-addresses", "a:1,b:2", "--redis-addresses=c:3", "--etcd-addresses", "https://u:p@d:4,e:5")
+    assert [str(address) for address in parsed.common.redis_addresses] == ["a:1", "b:2", "c:3"]
+    assert parsed.common.etcd_addresses == (Address("d", 4, True, "u", "p"), Address("e", 5))
+
+
+@pytest.mark.parametrize("flag", ["--certDir", "--cert-dir"])
+def test_the_certificate_directory_has_two_names(flag: str) -> None:
+    assert webhook(flag, "/certs").cert_dir == "/certs"
+
+
+def test_native_sidecars_are_a_switch_that_takes_a_value() -> None:
+    assert webhook("--enable-sidecar-containers").enable_sidecar_containers is True
+    assert webhook("--enable-sidecar-containers=true").enable_sidecar_containers is True
+    assert webhook("--enable-sidecar-containers=false").enable_sidecar_containers is False
+
+
+def test_the_environment_sets_defaults_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_LOCK_MODE", "etcd")
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_REDIS_ADDRESSES", "a:1,b:2")
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_CERT_DIR", "/certs")
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_PORT", "1234")
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_ENABLE_SIDECAR_CONTAINERS", "true")
+    monkeypatch.setenv("VARIANT", "foo")
+    parsed = webhook("--port=4321")
+    assert parsed.common.lock_mode == "etcd"
+    assert len(parsed.common.redis_addresses) == 2
+    assert (parsed.cert_dir, parsed.port, parsed.enable_sidecar_containers) == ("/certs", 4321, True)
+    assert parsed.variant == "foo"
+    assert [str(address) for address in webhook("--redis-addresses=c:3").common.redis_addresses] == ["c:3"]
+
+
+def test_the_queue_address_is_handed_on_as_given() -> None:
+    url = "rediss://user:p%40ss@host:7000/2"
+    parsed = webhook("--queue-redis-address", url)
+    assert parsed.common.queue_redis_address == Address("host", 7000, True, "user", "p@ss", 2)
+    assert parsed.queue_redis_address_flag == url
+    assert "p@ss" not in str(parsed.common.queue_redis_address)
+
+
+def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTNAME", "web-0")
+    assert sidecar().pod == "web-0"
+    monkeypatch.setenv("POD_NAME", "web-1")
+    assert sidecar().pod == "web-1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "webhook,sidecar"),
+        (["serve"], "serve"),
+        (["webhook", "--nonsense"], "--nonsense"),
+        (["webhook", "--lock-mode=zookeeper"], "redlock"),
+        (["webhook", "--port=70000"], "0 to 65535"),
+        (["webhook", "--port=x"], "--port"),
+        (["webhook", "--redis-addresses=host"], "host:port"),
+        (["webhook", "--redis-addresses=a:1,,b:2"], "--redis-addresses"),
+        (["webhook", "--redis-addresses=http://a:1"], "redis://"),
+        (["webhook", "--etcd-addresses=redis://a:1"], "https://"),
+        (["webhook", "--queue-redis-address=redis://:secret@host:1/x"], "database number"),
+        (["webhook", "--enable-sidecar-containers=yes"], "true or false"),
+        (["webhook", "--sidecar-image=a b"], "name:tag"),
+        (["webhook", "--sidecar-memory-limit=lots"], "32Mi"),
+        (["webhook", "--metrics-bind-address=x"], "host:port"),
+        (["webhook", "--log-level=loud"], "warning"),
+        (["webhook", "--por=1"], "--por"),
+        (["sidecar"], "<namespace>/<key>"),
+        (["sidecar", "nokey", "0123"], "<namespace>/<key>"),
+        (["sidecar", "ns/key"], "permit"),
+        (["sidecar", "ns/key", "a b"], "permit"),
+        ([*SIDECAR, "--termination-grace-period-seconds=soon"], "86400"),
+        ([*SIDECAR, "--termination-grace-period-seconds=-1"], "--termination-grace-period-seconds"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(arguments)
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert "secret" not in error
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("AT_LEAST_SEMAPHORE_LOCK_MODE", "paxos", "redlock"),
+        ("AT_LEAST_SEMAPHORE_PORT", "x", "port"),
+        ("VARIANT", "Foo!", "VARIANT"),
+    ],
+)
+def test_a_wrong_variable_is_one_line_too(
+    variable: str, value: str, named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(["webhook"])
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert named in error
+    assert value in error
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["webhook", "--help"], ["sidecar", "--help"]])
+def test_help_names_every_flag(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parse(arguments)
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    expected = {
+        "--help": ["webhook", "sidecar", "--version"],
+        "webhook": ["--lock-mode", "--certDir", "--sidecar-image", "AT_LEAST_SEMAPHORE_CERT_DIR", "--kubeconfig"],
+        "sidecar": ["--termination-grace-period-seconds", "--queue-redis-address", "<namespace>/<key>"],
+    }[arguments[0]]
+    assert all(name in text for name in expected)
+
+
+def test_the_module_is_the_command() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "at_least_semaphore_pod_hook", "--version"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == f"at-least-semaphore-pod-hook {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["webhook", "--help"], [*SIDECAR[:1], "--help"]])
+def test_quick_answers_load_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys\nfrom at_least_semaphore_pod_hook.cli import main\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'asyncio', 'redis', 'ssl', 'uvicorn', 'msgspec', 'logging', 'typing', 'urllib.parse'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

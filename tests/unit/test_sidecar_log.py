@@ -1,0 +1,46 @@
+"""The sidecar's log lines."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from at_least_semaphore_pod_hook.settings import Address, Common, Sidecar
+from at_least_semaphore_pod_hook.sidecar.log import Log, quote, timestamp
+
+
+def _settings(log_format: str = "json", key: str = "key") -> Sidecar:
+    common = Common("redlock", (), (), Address("127.0.0.1", 1), "info", log_format)
+    return Sidecar(common, "ns", key, "p1", "pod-1", 30.0)
+
+
+@given(st.text(st.characters()))
+def test_quoted_text_is_json(text: str) -> None:
+    assert quote(text).isascii()
+    assert quote(text).isprintable()
+    # A lone surrogate comes back as it is; two that make a pair come back as what they make.
+    assert json.loads(quote(text)) == text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def test_time_is_rfc_3339_in_utc() -> None:
+    assert timestamp(0.0) == "1970-01-01T00:00:00.000Z"
+    assert timestamp(1_700_000_000.9999) == "2023-11-14T22:13:20.999Z"
+
+
+@given(st.text(), st.text())
+def test_a_line_is_one_json_object(message: str, key: str) -> None:
+    line = Log(_settings(key=key)).line("info", message, 0.0)
+    assert "\n" not in line
+    document = json.loads(line)
+    assert list(document) == ["time", "level", "message", "semaphore", "permit", "pod"]
+    assert document["semaphore"] == f"ns/{key}"
+
+
+@given(st.text())
+def test_a_line_of_text_is_one_line(message: str) -> None:
+    line = Log(_settings("text")).line("error", message, 0.0)
+    assert line.isprintable()
+    assert line.startswith("1970-01-01T00:00:00.000Z ERROR ")
+    assert line.endswith(' semaphore="ns/key" permit="p1" pod="pod-1"')
