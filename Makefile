@@ -1,1 +1,34 @@
 .DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_PYTHON_DOWNLOADS := never
+# Tests, benches and the demo run from the working tree.
+export PYTHONPATH := tools
+
+.PHONY: help
+help: ## List all targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.PHONY: install
+install: $(VENV)/.installed ## Install the project and its locked dependencies into .venv
+
+$(VENV)/.installed: requirements-dev.lock pyproject.toml
+	@tools/install $(PYTHON) $(VENV)
+	@touch $@
+
+.PHONY: lock
+lock: install ## Resolve the dependencies anew and write the lock files
+	$(BIN)/python -m uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -o requirements.lock
+	$(BIN)/python -m uv pip compile -q pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -c requirements.lock -o requirements-dev.lock
+	echo hatchling | $(BIN)/python -m uv pip compile -q - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -c requirements-dev.lock -o deploy/requirements-build.lock
+	echo watchfiles | $(BIN)/python -m uv pip compile -q - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url -c requirements-dev.lock -c requirements.lock -o deploy/requirements-reload.lock
+
+.PHONY: check
+check: install ## Format, lint, types, import layers and unit tests, in seconds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit
