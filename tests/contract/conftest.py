@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import compileall
 import json
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -12,47 +13,52 @@ import redis
 from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.memory import MemoryStore
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
-from devcluster.stores import RedisServer
+from devcluster.stores import EtcdServer, RedisServer
+from tests.contract.lock_backends import LockBackend
+from tests.contract.lock_worker import ETCD_TTL, REDLOCK_TTL
 from tests.sidecar_harness import PACKAGE, Process, Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from at_least_semaphore_pod_hook.semaphore.contracts import Store
+    from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
 
 
-class Subject(Protocol):
+class Subject(ABC):
     """A store under test, with a hand on its clock."""
 
     store: Store
 
+    @abstractmethod
     def advance(self, seconds: float) -> None:
         """Let time pass."""
 
+    @abstractmethod
     def dump(self) -> object:
         """Everything that is stored, to be compared."""
 
 
-class MemorySubject:
+class MemorySubject(Subject):
     def __init__(self) -> None:
         self.now = 1_800_000_000.0
-        self.store = MemoryStore(lambda: self.now)
+        self.memory = MemoryStore(lambda: self.now)
+        self.store: Store = self.memory
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
     def dump(self) -> object:
-        return repr(self.store._semaphores)
+        return repr(self.memory._semaphores)
 
 
-class RedisSubject:
+class RedisSubject(Subject):
     """Time passes by moving what is stored into the past: the server's own clock stays as it is."""
 
     def __init__(self, server: RedisServer) -> None:
-        self.client = redis.Redis(port=server.port, decode_responses=True)
+        self.client: Any = redis.Redis(port=server.port, decode_responses=True)
         self.client.flushall()
-        self.store = RedisStore(Address("127.0.0.1", server.port))
+        self.store: Store = RedisStore(Address("127.0.0.1", server.port))
 
     def advance(self, seconds: float) -> None:
         milliseconds = int(seconds * 1000)
@@ -131,3 +137,63 @@ def new_sidecar(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield start
     for process in processes:
         process.close()
+
+
+@pytest.fixture(scope="session")
+def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    yield from _redis_servers(tmp_path_factory.mktemp("redis"), 5)
+
+
+@pytest.fixture
+def mortal_redis_servers(tmp_path: Path) -> Iterator[list[RedisServer]]:
+    """Three servers of the test's own, to stop and to kill."""
+    yield from _redis_servers(tmp_path, 3)
+
+
+def _redis_servers(directory: Path, count: int) -> Iterator[list[RedisServer]]:
+    servers: list[RedisServer] = []
+    try:
+        for number in range(count):
+            server = RedisServer(directory / str(number))
+            server.start()
+            servers.append(server)
+        yield servers
+    finally:
+        for server in servers:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd"), fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_etcd_server(tmp_path: Path) -> Iterator[EtcdServer]:
+    """A server of the test's own, to stop and to kill."""
+    with EtcdServer(tmp_path, fsync=False) as server:
+        yield server
+
+
+@pytest.fixture(params=["redlock-1", "redlock-3", "redlock-5", "etcd"])
+def lock_backend(request: pytest.FixtureRequest) -> LockBackend:
+    kind: str = request.param
+    if kind == "etcd":
+        return LockBackend(kind, (request.getfixturevalue("etcd_server").port,), ETCD_TTL)
+    servers = request.getfixturevalue("redis_servers")[: int(kind[-1])]
+    return LockBackend(kind, tuple(server.port for server in servers), REDLOCK_TTL)
+
+
+@pytest.fixture
+async def closing() -> AsyncIterator[Callable[[Lock], Lock]]:
+    """Close at the end of the test what it is called with."""
+    locks: list[Lock] = []
+
+    def remember(lock: Lock) -> Lock:
+        locks.append(lock)
+        return lock
+
+    yield remember
+    for lock in locks:
+        await lock.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -24,7 +24,7 @@ KEY = SemaphoreKey("default", "resource-name")
 REDLOCK = Fence("redlock", 0)
 
 
-def wish(permit: str, **other: object) -> AcquireRequest:
+def wish(permit: str, **other: Any) -> AcquireRequest:
     return replace(AcquireRequest(KEY, 3, 60, permit, identity=f"id-{permit}", pod=f"pod-{permit}"), **other)
 
 

@@ -76,7 +76,7 @@ class FaultyStore(MemoryStore):
         return wrapped
 
 
-def annotations(**changes: str | None) -> dict[str, str]:
+def notes(**changes: str | None) -> dict[str, str]:
     """An opted-in pod's annotations, changed or (None) left out."""
     values: dict[str, str | None] = {
         "at-least-semaphore-pod": "true",
@@ -89,7 +89,7 @@ def annotations(**changes: str | None) -> dict[str, str]:
 
 
 def pod(name: str | None = "web-0", **changes: Any) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"annotations": annotations()}
+    metadata: dict[str, Any] = {"annotations": notes()}
     metadata |= {"name": name} if name else {"generateName": "web-"}
     return {
         "apiVersion": "v1",

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from at_least_semaphore_pod_hook.admission.annotations import Demand, annotation_prefix, parse
 from at_least_semaphore_pod_hook.errors import InvalidInputError
-from tests.unit.fakes import PREFIX, annotations
+from tests.unit.fakes import PREFIX, notes
 
 
 def test_the_prefix_of_a_variant() -> None:
@@ -15,17 +15,17 @@ def test_the_prefix_of_a_variant() -> None:
 
 
 def test_reads_what_a_pod_asks_for() -> None:
-    assert parse(annotations(), PREFIX) == Demand("resource-name", 3, 60)
-    assert parse(annotations(length="1000000", expiration="86400"), PREFIX) == Demand("resource-name", 1000000, 86400)
+    assert parse(notes(), PREFIX) == Demand("resource-name", 3, 60)
+    assert parse(notes(length="1000000", expiration="86400"), PREFIX) == Demand("resource-name", 1000000, 86400)
 
 
 @pytest.mark.parametrize("opt_in", [None, "false"])
 def test_not_opted_in_is_left_alone_whatever_else_it_says(opt_in: str | None) -> None:
-    assert parse(annotations(**{"at-least-semaphore-pod": opt_in, "length": "x"}), PREFIX) is None
+    assert parse(notes(**{"at-least-semaphore-pod": opt_in, "length": "x"}), PREFIX) is None
 
 
 def test_another_variants_annotations_are_not_ours() -> None:
-    assert parse(annotations(), f"foo.{PREFIX}") is None
+    assert parse(notes(), f"foo.{PREFIX}") is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_another_variants_annotations_are_not_ours() -> None:
 )
 def test_refuses_with_name_value_and_what_is_accepted(name: str, value: str | None) -> None:
     with pytest.raises(InvalidInputError) as refused:
-        parse(annotations(**{name: value}), PREFIX)
+        parse(notes(**{name: value}), PREFIX)
     message = str(refused.value)
     assert f"annotation {PREFIX}{name}" in message
     assert " takes " in message

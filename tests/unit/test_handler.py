@@ -12,7 +12,7 @@ from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTe
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
-from tests.unit.fakes import PREFIX, FaultyStore, LocalLock, annotations, pod, review
+from tests.unit.fakes import PREFIX, FaultyStore, LocalLock, notes, pod, review
 
 KEY = SemaphoreKey("default", "resource-name")
 TEMPLATE = SidecarTemplate(SIDECAR_NAME, "image:1", "IfNotPresent", "32Mi", ("--log-level=info",), native=False)
@@ -32,7 +32,7 @@ class Webhook:
         answer = await self.handler.handle(json.dumps(sent).encode(), 1)
         response = json.loads(answer.body)["response"]
         assert response["uid"] == sent["request"]["uid"]
-        return response | {"decision": answer.decision}
+        return dict(response) | {"decision": answer.decision}
 
     async def create(self, object_: dict[str, Any], **request: Any) -> dict[str, Any]:
         response = await self.ask(object_, **request)
@@ -84,7 +84,7 @@ def permit_of(object_: dict[str, Any]) -> str:
     ((_, sidecar),) = sidecars(object_)
     assert sidecar["args"][0] == "sidecar"
     assert sidecar["args"][-2] == "default/resource-name"
-    return sidecar["args"][-1]
+    return str(sidecar["args"][-1])
 
 
 @pytest.fixture
@@ -151,7 +151,8 @@ async def test_what_creates_no_pod_is_left_alone(webhook: Webhook, request_: dic
 
 
 async def test_a_pod_that_has_not_opted_in_is_left_alone(webhook: Webhook) -> None:
-    for metadata in ({"annotations": None}, {"annotations": {}}, {"annotations": {"a": "b"}}):
+    variants: tuple[dict[str, Any], ...] = ({"annotations": None}, {"annotations": {}}, {"annotations": {"a": "b"}})
+    for metadata in variants:
         response = await webhook.ask(pod(metadata=metadata))
         assert (response["allowed"], response.get("patch")) == (True, None)
     assert webhook.store.calls == []
@@ -166,12 +167,12 @@ async def test_full_is_denied_with_key_count_and_holders(webhook: Webhook) -> No
     assert response["status"]["code"] == 403
     message = response["status"]["message"]
     assert message.startswith("no semaphore available: 3 of 3 permits of default/resource-name are held by web-")
-    response = await webhook.ask(pod(None, metadata={"annotations": annotations(length="2")}))
+    response = await webhook.ask(pod(None, metadata={"annotations": notes(length="2")}))
     assert "3 of 2 permits" in response["status"]["message"]
 
 
 async def test_a_bad_annotation_is_denied_and_takes_nothing(webhook: Webhook) -> None:
-    response = await webhook.ask(pod(metadata={"annotations": annotations(length="many")}))
+    response = await webhook.ask(pod(metadata={"annotations": notes(length="many")}))
     assert (response["allowed"], response["status"]["code"], response["decision"]) == (False, 400, Decision.DENIED)
     assert f"annotation {PREFIX}length: 'many' is not accepted" in response["status"]["message"]
     assert webhook.store.calls == []
@@ -334,7 +335,7 @@ async def test_several_copied_sidecars_become_one(webhook: Webhook) -> None:
 
 async def test_a_disagreement_about_the_length_warns(webhook: Webhook) -> None:
     assert "warnings" not in await webhook.ask(pod())
-    response = await webhook.ask(pod("web-1", metadata={"name": "web-1", "annotations": annotations(length="5")}))
+    response = await webhook.ask(pod("web-1", metadata={"name": "web-1", "annotations": notes(length="5")}))
     assert response["warnings"] == [
         "pods of semaphore default/resource-name disagree on its length: 3 so far, "
         "5 by this pod's annotation, which now applies"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.unit.fakes import FaultyStore, LocalLock
 KEY = SemaphoreKey("default", "k")
 
 
-def wish(permit: str, length: int = 3, **other: object) -> AcquireRequest:
+def wish(permit: str, length: int = 3, **other: Any) -> AcquireRequest:
     return replace(AcquireRequest(KEY, length, 60, permit, f"id-{permit}"), **other)
 
 
@@ -145,7 +146,7 @@ async def test_one_caller_that_gives_up_leaves_the_step_to_the_others(
 async def test_a_step_that_was_overtaken_is_an_unavailable_store(service: SemaphoreService, store: FaultyStore) -> None:
     real = store.begin
 
-    async def overtaken(key: SemaphoreKey, fence: object) -> object:
+    async def overtaken(key: SemaphoreKey, fence: Any) -> Any:
         step = await real(key, fence)
         await real(key, replace(step.fence, token=step.fence.token + 1))
         return step

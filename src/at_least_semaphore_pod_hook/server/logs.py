@@ -21,7 +21,7 @@ def _time(record: logging.LogRecord) -> str:
 class _Formatter(logging.Formatter):
     """What both formats share: the fields that a record was given by `extra`."""
 
-    def extra(self, record: logging.LogRecord) -> dict[str, object]:
+    def fields(self, record: logging.LogRecord) -> dict[str, object]:
         fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
@@ -34,7 +34,7 @@ class JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as a line."""
         line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        return _encode(line | self.extra(record)).decode()
+        return _encode(line | self.fields(record)).decode()
 
 
 class TextFormatter(_Formatter):
@@ -42,7 +42,7 @@ class TextFormatter(_Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as a line."""
-        pairs = "".join(f" {name}={value}" for name, value in self.extra(record).items())
+        pairs = "".join(f" {name}={value}" for name, value in self.fields(record).items())
         return f"{_time(record)} {record.levelname:7} {record.getMessage()}{pairs}"
 
 
@@ -54,8 +54,8 @@ def set_up(level: str, format_: str) -> None:
         format_: json or text.
     """
     # Each would be looked up for every line, and none of it is shown.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = logging.logAsyncioTasks = False
-    logging._srcfile = None  # type: ignore[attr-defined]  # noqa: SLF001 - the documented way to spare the caller's look-up
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # noqa: SLF001 - the documented way to spare the look-up of the caller
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
