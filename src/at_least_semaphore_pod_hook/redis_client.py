@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.settings import Address
 
 
-def connect(address: Address, *, timeout: float, max_connections: int) -> Redis:
+def connect(address: Address, *, timeout: float, max_connections: int, bounded_by_caller: bool = False) -> Redis:
     """Make a client of one server; it connects when it is first used and is closed with `aclose`.
 
     Args:
@@ -28,6 +28,7 @@ def connect(address: Address, *, timeout: float, max_connections: int) -> Redis:
             against the system's authorities, or those that SSL_CERT_FILE and SSL_CERT_DIR name.
         timeout: Seconds that connecting may take, and that each answer may take.
         max_connections: How many commands can be under way at once; a further one fails, it does not wait.
+        bounded_by_caller: No timeout for each answer: the caller has one for many of them.
     """
     return Redis(
         host=address.host,
@@ -36,7 +37,7 @@ def connect(address: Address, *, timeout: float, max_connections: int) -> Redis:
         username=address.username or None,
         password=address.password or None,
         ssl=address.tls,
-        socket_timeout=timeout,
+        socket_timeout=None if bounded_by_caller else timeout,
         socket_connect_timeout=timeout,
         max_connections=max_connections,
         # A command whose answer was lost may have been applied: who sends it knows whether it may be sent again.
@@ -56,10 +57,11 @@ def translate(address: Address, error: type[UnavailableError] = UnavailableError
     try:
         yield
     except (RedisError, OSError, TimeoutError) as caught:
-        raise error(f"{address}: {_reason(caught)}") from caught
+        raise error(f"{address}: {reason(caught)}") from caught
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Say what went wrong, in words that hold no secret."""
     if isinstance(error, (RedisTimeoutError, TimeoutError)):
         return "no answer in time"
     if isinstance(error, AuthenticationError):

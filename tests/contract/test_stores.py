@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +24,7 @@ REDLOCK = Fence("redlock", 0)
 
 
 def wish(permit: str, **other: Any) -> AcquireRequest:
-    return replace(AcquireRequest(KEY, 3, 60, permit, identity=f"id-{permit}", pod=f"pod-{permit}"), **other)
+    return AcquireRequest(KEY, 3, 60, permit, identity=f"id-{permit}", pod=f"pod-{permit}")._replace(**other)
 
 
 async def create(subject: Subject, length: int = 3, key: SemaphoreKey = KEY) -> None:

@@ -53,12 +53,12 @@ class FaultyStore(MemoryStore):
         self.faults: dict[str, list[str]] = {}
         self.calls: list[str] = []
 
-    async def _fault(self, name: str, moment: str) -> None:
+    async def _fault(self, name: str, moment: str, timeout: float | None) -> None:
         planned = self.faults.get(name, [])
         if planned and planned[0].endswith(moment):
             fault = planned.pop(0)
             if fault.startswith("hang"):
-                await asyncio.Event().wait()
+                await asyncio.sleep(3600 if timeout is None else timeout)
             raise StoreUnavailableError(f"the store did not {name}")
 
     def __getattribute__(self, name: str) -> Any:
@@ -68,9 +68,10 @@ class FaultyStore(MemoryStore):
 
         async def wrapped(*args: Any) -> Any:
             self.calls.append(name)
-            await self._fault(name, "before")
+            timeout = args[1] if name == "acquire" and len(args) > 1 else None
+            await self._fault(name, "before", timeout)
             result = await found(*args)
-            await self._fault(name, "after")
+            await self._fault(name, "after", timeout)
             return result
 
         return wrapped

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ KEY = SemaphoreKey("default", "k")
 
 
 def wish(permit: str, length: int = 3, **other: Any) -> AcquireRequest:
-    return replace(AcquireRequest(KEY, length, 60, permit, f"id-{permit}"), **other)
+    return AcquireRequest(KEY, length, 60, permit, f"id-{permit}")._replace(**other)
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ async def test_a_step_that_was_overtaken_is_an_unavailable_store(service: Semaph
 
     async def overtaken(key: SemaphoreKey, fence: Any) -> Any:
         step = await real(key, fence)
-        await real(key, replace(step.fence, token=step.fence.token + 1))
+        await real(key, step.fence._replace(token=step.fence.token + 1))
         return step
 
     store.begin = overtaken  # type: ignore[method-assign]

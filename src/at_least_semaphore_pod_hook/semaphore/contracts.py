@@ -30,8 +30,8 @@ class Store(Protocol):
     - Every method raises StoreUnavailableError where the store does not answer in time.
     """
 
-    async def acquire(self, request: AcquireRequest) -> Acquired:
-        """Grant a permit, or say why not.
+    async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
+        """Grant a permit, or say why not, within `timeout` seconds where one is given.
 
         A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit
         that a sidecar has renewed is held by a running pod and is never resumed.

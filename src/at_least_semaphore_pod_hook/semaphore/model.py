@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 MAX_LENGTH = 1_000_000
 MAX_EXPIRATION_SECONDS = 86_400
@@ -15,8 +16,7 @@ reinvocation that comes later than that belongs to another request.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class SemaphoreKey:
+class SemaphoreKey(NamedTuple):
     """A semaphore's name: a key, scoped to its namespace."""
 
     namespace: str
@@ -34,8 +34,7 @@ class SemaphoreKey:
         return cls(namespace, key)
 
 
-@dataclass(frozen=True, slots=True)
-class AcquireRequest:
+class AcquireRequest(NamedTuple):
     """One pod's wish for a permit.
 
     Attributes:
@@ -71,8 +70,7 @@ class Outcome(StrEnum):
     OTHER_LENGTH = "other_length"
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(NamedTuple):
     """A store's answer to an acquire.
 
     Attributes:
@@ -93,8 +91,7 @@ class Acquired:
     holders: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Fence:
+class Fence(NamedTuple):
     """A lock's fencing token.
 
     Attributes:
@@ -106,8 +103,7 @@ class Fence:
     token: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """A guarded step that the store has let in: its fence, and what it found."""
 
     fence: Fence
@@ -115,8 +111,7 @@ class Step:
     held: int
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Who holds a permit, as the store knows it. `lease_ms` is what is left of the lease, in milliseconds."""
 
     permit: str

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from dataclasses import replace
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
 
@@ -22,9 +22,20 @@ STEP_SECONDS = 10.0
 UNDO_PAUSES_SECONDS = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
+def _random_names() -> Iterator[str]:
+    """Yield 64 random bits each, hexadecimal, asking the operating system for many at a time."""
+    digits = 16
+    while True:
+        block = secrets.token_hex(digits * 32)
+        yield from (block[start : start + digits] for start in range(0, len(block), digits))
+
+
+_names = _random_names()
+
+
 def new_permit() -> str:
-    """Name a permit: 64 random bits, hexadecimal."""
-    return secrets.token_hex(8)
+    """Name a permit: random, so that nobody guesses another's."""
+    return next(_names)
 
 
 class Admitted(NamedTuple):
@@ -63,9 +74,15 @@ class SemaphoreService:
             UnavailableError: Store or lock did not answer in time. A permit that may have been taken all the same is
                 given back in the background.
         """
+        deadline = time.monotonic() + timeout
         try:
-            async with asyncio.timeout(timeout):
-                return await self._acquire(request)
+            acquired = await self._store.acquire(request, timeout)
+            if acquired.outcome is not Outcome.OTHER_LENGTH:
+                return Admitted(acquired)
+            # A length counts as replaced where pods that run under the old one still disagree.
+            replaced = acquired.length if acquired.held else 0
+            async with asyncio.timeout(deadline - time.monotonic()):
+                return Admitted(await self._acquire_at_length(request), replaced)
         except BaseException as error:
             if not request.dry_run:
                 self.give_back(request.key, request.permit)
@@ -73,21 +90,16 @@ class SemaphoreService:
                 raise StoreUnavailableError(f"semaphore {request.key}: no answer within {timeout:.1f} s") from error
             raise
 
-    async def _acquire(self, request: AcquireRequest) -> Admitted:
-        acquired = await self._store.acquire(request)
-        if acquired.outcome is not Outcome.OTHER_LENGTH:
-            return Admitted(acquired)
-        # A length counts as replaced where pods that run under the old one still disagree.
-        replaced = acquired.length if acquired.held else 0
+    async def _acquire_at_length(self, request: AcquireRequest) -> Acquired:
+        """Acquire after the semaphore has got the request's length, or, in a dry run, as if it had."""
         if request.dry_run:
-            assumed = replace(request, assumed_length=request.length)
-            return Admitted(await self._store.acquire(assumed), replaced)
+            return await self._store.acquire(request._replace(assumed_length=request.length))
         await self._ensure_length(request.key, request.length)
         # Our length had its turn. Whatever it is by now is taken as it is: two sizes that take turns would never end.
-        acquired = await self._store.acquire(replace(request, length=0))
+        acquired = await self._store.acquire(request._replace(length=0))
         if acquired.outcome is Outcome.OTHER_LENGTH:
             raise StoreUnavailableError(f"semaphore {request.key}: the store lost it while it was created")
-        return Admitted(acquired, replaced)
+        return acquired
 
     async def _ensure_length(self, key: SemaphoreKey, length: int) -> None:
         """Callers of one key and length in this process share one step; one that gives up leaves it to the others."""

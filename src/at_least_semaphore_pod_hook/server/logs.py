@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from datetime import UTC, datetime
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, TextIO
 
 import msgspec
+
+if TYPE_CHECKING:
+    import asyncio
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
@@ -15,7 +20,12 @@ _encode = msgspec.json.Encoder(enc_hook=str).encode
 
 def _time(record: logging.LogRecord) -> str:
     """Return when a record was made: RFC 3339, UTC, milliseconds."""
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(epoch: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(epoch))
 
 
 class _Formatter(logging.Formatter):
@@ -46,8 +56,44 @@ class TextFormatter(_Formatter):
         return f"{_time(record)} {record.levelname:7} {record.getMessage()}{pairs}"
 
 
-def set_up(level: str, format_: str) -> None:
-    """Send all logs to standard error.
+class BufferedHandler(logging.StreamHandler[TextIO]):
+    """Writes lines of one turn of the event loop at once; a warning or worse is never kept back.
+
+    Writing is a system call, which costs more than making the line.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def attach(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        """Write at the end of each turn of this loop from now on; with None, at once again."""
+        self._loop = loop
+        self.write_out()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line."""
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - what a handler does with a record that cannot be formatted
+            self.handleError(record)
+            return
+        if self._loop is None or record.levelno >= logging.WARNING:
+            self.write_out()
+        elif len(self._lines) == 1:
+            self._loop.call_soon(self.write_out)
+
+    def write_out(self) -> None:
+        """Write what has been kept back."""
+        lines, self._lines = self._lines, []
+        if lines:
+            self.stream.write("\n".join(lines) + "\n")
+            self.flush()
+
+
+def set_up(level: str, format_: str) -> BufferedHandler:
+    """Send all logs to standard error, by the handler that is returned.
 
     Args:
         level: debug, info, warning or error.
@@ -56,8 +102,9 @@ def set_up(level: str, format_: str) -> None:
     # Each would be looked up for every line, and none of it is shown.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 - the documented way to spare the look-up of the caller
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BufferedHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("uvicorn", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    return handler

@@ -36,15 +36,24 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 25
+GC_THRESHOLD = 20_000
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
 
 
 def main(settings: Webhook) -> int:
     """Run the webhook until SIGTERM or SIGINT. Returns the exit code."""
-    logs.set_up(settings.common.log_level, settings.common.log_format)
+    log = logs.set_up(settings.common.log_level, settings.common.log_format)
+
+    async def serve() -> None:
+        log.attach(asyncio.get_running_loop())
+        try:
+            await _serve(settings)
+        finally:
+            log.attach(None)
+
     try:
-        uvloop.run(_serve(settings))
+        uvloop.run(serve())
     except InvalidInputError as error:
         sys.stderr.write(f"at-least-semaphore-pod-hook: {error}\n")
         return 2
@@ -141,6 +150,8 @@ async def _serve(settings: Webhook) -> None:
         # What exists by now stays: there is no point in looking through it again at each collection.
         gc.collect()
         gc.freeze()
+        # Next to nothing of an admission is in a cycle, so that looking for cycles so often is in vain.
+        gc.set_threshold(GC_THRESHOLD)
         logger.info(
             "webhook serves",
             extra={

@@ -67,7 +67,7 @@ class MemoryStore:
     def _get(self, key: SemaphoreKey) -> _Semaphore:
         return self._semaphores.get(key) or _Semaphore()
 
-    async def acquire(self, request: AcquireRequest) -> Acquired:
+    async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:  # noqa: ARG002 - at once
         """See `Store.acquire`."""
         now = self._now_ms()
         semaphore = self._get(request.key)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
+from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import pack_command
@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.redis_client import reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +24,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
-logger = logging.getLogger(__name__)
-
 MAX_PIPELINES = 3
 MAX_CALLS = 512
+WATCH_SECONDS = 0.05
 
 
 class Script(NamedTuple):
@@ -46,6 +46,7 @@ class _Call(NamedTuple):
     script: Script
     keys: Sequence[str]
     args: Sequence[str | int]
+    deadline: float
     answer: asyncio.Future[Any]
 
 
@@ -55,49 +56,90 @@ class Batcher:
     Every script must be idempotent: a call whose connection broke is sent once more.
 
     Args:
-        redis: The client; its pool must have room for `MAX_PIPELINES` connections.
+        redis: The client, without timeouts of its own for answers; its pool must have room for `MAX_PIPELINES`
+            connections.
         where: What to call the server in messages.
+        timeout: Seconds after which a pipeline and its connection are given up.
     """
 
-    def __init__(self, redis: Redis, where: str) -> None:
+    def __init__(self, redis: Redis, where: str, timeout: float) -> None:
         self._redis = redis
         self._where = where
+        self._timeout = timeout
+        # Asked for once: asking for the running loop is a system call each time in Python 3.11.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[_Call] = []
         self._scheduled = False
-        self._pipelines: set[asyncio.Task[None]] = set()
+        self._pipelines: dict[asyncio.Task[None], float] = {}
+        self._watched: list[_Call] = []
+        self._watch: asyncio.TimerHandle | None = None
 
-    async def call(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    async def call(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | int], timeout: float | None = None
+    ) -> Any:
         """Run a script and return its reply.
 
+        Args:
+            script: The script.
+            keys: Its KEYS.
+            args: Its ARGV.
+            timeout: Seconds to wait for the reply, kept to within `WATCH_SECONDS`.
+
         Raises:
-            StoreUnavailableError: The server did not answer, or answered with an error.
+            StoreUnavailableError: The server did not answer in time, or answered with an error.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Call(script, keys, args, answer))
+        call = _Call(script, keys, args, loop.time() + (self._timeout if timeout is None else timeout), answer)
+        self._waiting.append(call)
+        self._watched.append(call)
+        if self._watch is None:
+            self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop)
         if not self._scheduled and len(self._pipelines) < MAX_PIPELINES:
             self._scheduled = True
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, loop)
         return await answer
 
     async def close(self) -> None:
         """Wait for what is under way, then let go of the connections."""
         await asyncio.gather(*self._pipelines, return_exceptions=True)
+        if self._watch is not None:
+            self._watch.cancel()
         await self._redis.aclose()
 
-    def _flush(self) -> None:
+    def _give_late_ones_up(self, loop: asyncio.AbstractEventLoop) -> None:
+        """One timer for all calls and pipelines: one for each would cost more than the rest of a call."""
+        now = loop.time()
+        for pipeline, deadline in self._pipelines.items():
+            if deadline <= now:
+                pipeline.cancel()
+        still: list[_Call] = []
+        for call in self._watched:
+            if call.answer.done():
+                continue
+            if call.deadline > now:
+                still.append(call)
+            else:
+                call.answer.set_exception(self._translate(call.script, TimeoutError()))
+        self._watched = still
+        again = still or self._pipelines
+        self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop) if again else None
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
         calls = [call for call in self._waiting[:MAX_CALLS] if not call.answer.done()]
         del self._waiting[:MAX_CALLS]
         if calls:
-            task = asyncio.get_running_loop().create_task(self._send(calls))
-            self._pipelines.add(task)
+            task = loop.create_task(self._send(calls))
+            self._pipelines[task] = loop.time() + self._timeout
             task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._pipelines.discard(task)
+        del self._pipelines[task]
         if self._waiting and not self._scheduled:
-            self._flush()
+            self._flush(task.get_loop())
 
     async def _send(self, calls: list[_Call]) -> None:
         try:
@@ -109,10 +151,9 @@ class Batcher:
                 replies = await self._load_and_repeat(calls, replies)
         except (RedisError, OSError, TimeoutError) as error:
             replies = [error] * len(calls)
-        except BaseException:
-            for call in calls:
-                call.answer.cancel()
-            raise
+        except asyncio.CancelledError:
+            # Only this class cancels it, when it takes too long.
+            replies = [TimeoutError()] * len(calls)
         for call, reply in zip(calls, replies, strict=True):
             if call.answer.done():
                 continue
@@ -126,7 +167,7 @@ class Batcher:
         pool = self._redis.connection_pool
         packed = b"".join(
             pack_command(("EVALSHA", script.digest, len(keys), *keys, *args))  # type: ignore[arg-type]
-            for script, keys, args, _ in calls
+            for script, keys, args, _, _ in calls
         )
         connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
         try:
@@ -142,7 +183,7 @@ class Batcher:
     @staticmethod
     async def _reply(connection: AbstractConnection) -> Any:
         try:
-            return await connection.read_response()
+            return await connection.read_response(timeout=inf)
         except ResponseError as error:
             return error
 
@@ -156,7 +197,6 @@ class Batcher:
         return replies
 
     def _translate(self, script: Script, error: Exception) -> StoreUnavailableError:
-        reason = str(error) or type(error).__name__
-        translated = StoreUnavailableError(f"the store at {self._where} did not {script.name}: {reason}")
+        translated = StoreUnavailableError(f"the store at {self._where} did not {script.name}: {reason(error)}")
         translated.__cause__ = error
         return translated

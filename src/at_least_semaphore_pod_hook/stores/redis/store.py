@@ -6,10 +6,9 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from redis.exceptions import RedisError
 
 from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError
-from at_least_semaphore_pod_hook.redis_client import connect
+from at_least_semaphore_pod_hook.redis_client import connect, translate
 from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from at_least_semaphore_pod_hook.settings import Address
 
-SOCKET_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 RECLAIM_BATCH = 1000
 
 
@@ -48,6 +47,8 @@ class _Record(msgspec.Struct):
     confirmed: bool = False
 
 
+_OUTCOMES = {outcome.value.encode(): outcome for outcome in Outcome}
+
 _record = msgspec.json.Decoder(_Record)
 
 
@@ -65,12 +66,13 @@ class RedisStore:
         timeout: Seconds after which a connection or an answer is given up.
     """
 
-    def __init__(self, address: Address, *, timeout: float = SOCKET_TIMEOUT_SECONDS) -> None:
-        self._where = str(address)
-        self._redis = connect(address, timeout=timeout, max_connections=MAX_PIPELINES + 5)
-        self._batcher = Batcher(self._redis, self._where)
+    def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._address = address
+        self._redis = connect(address, timeout=timeout, max_connections=5)
+        calling = connect(address, timeout=timeout, max_connections=MAX_PIPELINES, bounded_by_caller=True)
+        self._batcher = Batcher(calling, str(address), timeout)
 
-    async def acquire(self, request: AcquireRequest) -> Acquired:
+    async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
         """See `Store.acquire`."""
         reply = await self._batcher.call(
             ACQUIRE,
@@ -86,12 +88,13 @@ class RedisStore:
                 int(request.dry_run),
                 request.assumed_length,
             ),
+            timeout,
         )
         outcome, length, held, *rest = reply
         if not rest:
-            return Acquired(Outcome(outcome.decode()), length, held)
+            return Acquired(_OUTCOMES[outcome], length, held)
         permit, token, *holders = (part.decode() for part in rest)
-        return Acquired(Outcome(outcome.decode()), length, held, permit, int(token), tuple(holders))
+        return Acquired(_OUTCOMES[outcome], length, held, permit, int(token), tuple(holders))
 
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """See `Store.renew`."""
@@ -135,21 +138,18 @@ class RedisStore:
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.semaphores`."""
         prefix, suffix = "inflight/{", "}"
-        try:
+        with translate(self._address, StoreUnavailableError):
             async for name in self._redis.scan_iter(match=f"{prefix}*{suffix}", count=1000, _type="ZSET"):
                 semaphore = name.decode().removeprefix(prefix).removesuffix(suffix)
                 if "/" in semaphore:
                     yield SemaphoreKey.parse(semaphore)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailableError(f"the store at {self._where} did not list its semaphores: {error}") from error
 
     async def ping(self) -> None:
         """See `Store.ping`."""
-        try:
+        with translate(self._address, StoreUnavailableError):
             await self._redis.ping()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailableError(f"the store at {self._where} does not answer: {error}") from error
 
     async def close(self) -> None:
         """See `Store.close`."""
         await self._batcher.close()
+        await self._redis.aclose()
