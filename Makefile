@@ -32,3 +32,12 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit
+
+.PHONY: test
+test: install check ## Install what the tests run, and run all of them
+	@tools/test-programs
+	$(BIN)/pytest tests/contract tests/cluster
+
+.PHONY: bench
+bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
+	$(BIN)/python bench/admissions.py

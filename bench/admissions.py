@@ -6,33 +6,43 @@ Store and load run on the same machine, so that only the ratios carry over to an
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import uvicorn
+
 import load
+from at_least_semaphore_pod_hook import sidecar
 from devcluster.process import Process, free_port
 from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
 
 # The way the container image runs it.
 PYTHON = (sys.executable, "-OO")
+CLIENTS = ("light", "checking")
 
 
 class Case(NamedTuple):
-    """What is measured: how many connections at once, over how many keys."""
+    """What is measured: by which client, over how many connections at once and how many keys."""
 
+    client: str
     connections: int
     keys: int
 
     def __str__(self) -> str:
-        return f"{self.connections} connections, {self.keys} key{'s' if self.keys > 1 else ''}"
+        return f"{self.client:9}{self.connections:3} connections, {self.keys:2} key{'s' if self.keys > 1 else ''}"
 
 
-CASES = (Case(16, 64), Case(16, 1), Case(64, 64), Case(64, 1))
+CASES = [Case(client, connections, keys) for client in CLIENTS for connections in (16, 64) for keys in (64, 1)]
 
 
 def resident_mb(pid: int) -> float:
@@ -52,12 +62,30 @@ def bodies(keys: int) -> list[dict[str, object]]:
     return [load.review(f"key-{number % keys}", number) for number in range(64)]
 
 
+@contextmanager
+def noop_server(certificates: Path, log: Path) -> Iterator[str]:
+    """Run the no-op; yields its URL."""
+    port = free_port()
+    script = str(Path(__file__).with_name("noop.py"))
+    noop = Process("noop", [*PYTHON, script, f"--port={port}", f"--cert-dir={certificates}"], log)
+    noop.start()
+    try:
+        noop.wait_until(lambda: accepts(port), 10)
+        yield f"https://127.0.0.1:{port}/mutate"
+    finally:
+        noop.terminate()
+
+
 def main() -> None:
-    """Print a table of rates, latencies and ratios."""
+    """Print a table of rates, latencies and ratios, and memory."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="how long each measurement takes")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long each measurement takes")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is taken; medians are shown")
     flags = parser.parse_args()
+    # As in the image. Without bytecode Python would compile at each start, and the memory that takes would stay.
+    places = [str(Path(str(module.__file__)).parents[depth]) for module, depth in ((sidecar, 1), (uvicorn, 1))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([*PYTHON, "-m", "compileall", "-q", "-j0", *places], check=False, env=environment)
     with tempfile.TemporaryDirectory() as name:
         measure(Path(name), flags.seconds, flags.rounds)
 
@@ -68,26 +96,19 @@ def measure(scratch: Path, seconds: float, rounds: int) -> None:
         flags = [f"--redis-addresses={store.address}", f"--queue-redis-address={store.address}"]
         with WebhookProcess(scratch / "webhook", flags=flags, python=PYTHON) as webhook:
             idle = resident_mb(webhook.process.pid)
-            port = free_port()
-            argv = [*PYTHON, str(Path(__file__).with_name("noop.py"))]
-            argv += [f"--port={port}", f"--cert-dir={webhook.certificates}"]
-            ca_file = scratch / "webhook" / "fresh" / "ca.crt"
-            noop = Process("noop", argv, scratch / "noop.log")
-            noop.start()
-            try:
-                noop.wait_until(lambda: accepts(port), 10)
-                subjects = {"no-op": f"https://127.0.0.1:{port}/mutate", "webhook": webhook.url}
-                rows = compare(subjects, ca_file, scratch, seconds, rounds)
-            finally:
-                noop.terminate()
+            with noop_server(webhook.certificates, scratch / "noop.log") as noop:
+                subjects = {"no-op": noop, "webhook": webhook.url}
+                rows = compare(subjects, webhook.directory / "fresh" / "ca.crt", scratch, seconds, rounds)
             busy = resident_mb(webhook.process.pid)
-    print(f"\n{'':28}{'no-op/s':>9}{'webhook/s':>11}{'ratio':>7}{'p50 ms':>8}{'p99 ms':>8}")
+        small = sidecar_mb(store, scratch)
+    print(f"\n{'':36}{'no-op/s':>9}{'webhook/s':>11}{'ratio':>7}{'p50 ms':>8}{'p99 ms':>8}")
     for case, (base, ours) in rows.items():
         ratio = ours.per_second / base.per_second
-        print(f"{case!s:28}{base.per_second:9.0f}{ours.per_second:11.0f}{ratio:7.2f}{ours.p50:8.1f}{ours.p99:8.1f}")
-    spread, single = rows[Case(16, 64)][1].per_second, rows[Case(16, 1)][1].per_second
-    print(f"\none key beside 64 keys, 16 connections: {single / spread:.2f} of the rate")
-    print(f"webhook's resident memory: {idle:.1f} MB idle, {busy:.1f} MB after the load")
+        print(f"{case!s:36}{base.per_second:9.0f}{ours.per_second:11.0f}{ratio:7.2f}{ours.p50:8.1f}{ours.p99:8.1f}")
+    for client in CLIENTS:
+        spread, single = (rows[Case(client, 16, keys)][1].per_second for keys in (64, 1))
+        print(f"{client}: one key beside 64 keys, 16 connections: {single / spread:.2f} of the rate")
+    print(f"resident memory: webhook {idle:.1f} MB idle, {busy:.1f} MB after the load; sidecar {small:.1f} MB")
 
 
 def compare(
@@ -96,31 +117,46 @@ def compare(
     """Measure all subjects in turn, `rounds` times, so that a drift of the machine's speed meets all alike."""
     taken: dict[tuple[Case, str], list[load.Result]] = {}
     for url in subjects.values():
-        load.run(url, ca_file, bodies(64), connections=16, seconds=1, scratch=scratch)
+        load.run("light", url, ca_file, bodies(64), connections=16, seconds=1, scratch=scratch)
     for number in range(rounds):
         for case in CASES:
             for subject, url in subjects.items():
                 result = load.run(
-                    url, ca_file, bodies(case.keys), connections=case.connections, seconds=seconds, scratch=scratch
+                    case.client,
+                    url,
+                    ca_file,
+                    bodies(case.keys),
+                    connections=case.connections,
+                    seconds=seconds,
+                    scratch=scratch,
                 )
                 if result.success < 1:
-                    raise SystemExit(f"{subject}, {case}: only {result.success:.1%} were answered with 200")
+                    raise SystemExit(f"{subject}, {case}: only {result.success:.1%} were answered as they should be")
                 taken.setdefault((case, subject), []).append(result)
-                print(f"round {number + 1}/{rounds}  {case!s:28} {subject:8} {result.per_second:7.0f}/s", flush=True)
-    rows = {}
-    for case in CASES:
-        base, ours = (
-            load.Result(
-                *(statistics.median(column) for column in zip(*map(_figures, taken[case, subject]), strict=True))
-            )
-            for subject in subjects
-        )
-        rows[case] = (base, ours)
-    return rows
+                print(f"round {number + 1}/{rounds}  {case!s:36}{subject:8} {result.per_second:7.0f}/s", flush=True)
+    base, ours = subjects
+    return {case: (_median(taken[case, base]), _median(taken[case, ours])) for case in CASES}
 
 
-def _figures(result: load.Result) -> tuple[float, float, float, float]:
-    return result.per_second, result.p50, result.p99, result.success
+def _median(results: list[load.Result]) -> load.Result:
+    return load.Result(
+        statistics.median(result.per_second for result in results),
+        statistics.median(result.p50 for result in results),
+        statistics.median(result.p99 for result in results),
+        min(result.success for result in results),
+    )
+
+
+def sidecar_mb(store: RedisServer, scratch: Path) -> float:
+    """Return a sidecar's resident memory after its first renewals, in MB."""
+    argv = [*PYTHON, "-m", "at_least_semaphore_pod_hook", "sidecar", f"--queue-redis-address={store.address}"]
+    process = Process("sidecar", [*argv, "default/key", "0123456789abcdef"], scratch / "sidecar.log")
+    process.start()
+    try:
+        time.sleep(1)
+        return resident_mb(process.pid)
+    finally:
+        process.terminate()
 
 
 if __name__ == "__main__":

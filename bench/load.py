@@ -1,18 +1,23 @@
-"""A closed loop of requests by vegeta: so many connections, each with one request under way."""
+"""Closed loops of requests: so many connections, each with one request under way.
+
+Two clients, since a no-op is so quick that much of what is measured is the client: `light` is vegeta, which reads the
+status alone; `checking` reads each AdmissionReview that comes back and checks it, as the API server does.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from devcluster.binaries import find_or_build
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 PREFIX = "at-least-semaphore-pod-hook.kaidotio.github.io/"
 
@@ -66,26 +71,43 @@ def review(key: str, number: int) -> dict[str, Any]:
 
 
 def run(
-    url: str, ca_file: Path, bodies: Iterable[dict[str, Any]], *, connections: int, seconds: float, scratch: Path
+    client: str,
+    url: str,
+    ca_file: Path,
+    bodies: Iterable[dict[str, Any]],
+    *,
+    connections: int,
+    seconds: float,
+    scratch: Path,
 ) -> Result:
-    """Send `bodies` in turn over `connections` for `seconds`; raises CalledProcessError where vegeta fails."""
+    """Send `bodies` in turn over `connections` for `seconds`; raises CalledProcessError where the client fails."""
+    texts = [json.dumps(body).encode() for body in bodies]
+    measure = {"light": _light, "checking": _checking}[client]
+    return measure(f"{url}?timeout=10s", ca_file, texts, connections, seconds, scratch)
+
+
+def _light(url: str, ca_file: Path, bodies: list[bytes], connections: int, seconds: float, scratch: Path) -> Result:
     vegeta = str(find_or_build(["vegeta"])["vegeta"])
     targets = scratch / "targets.json"
     with targets.open("w") as file:
         for body in bodies:
-            target = {
-                "method": "POST",
-                "url": f"{url}?timeout=10s",
-                "header": {"Content-Type": ["application/json"]},
-                "body": base64.b64encode(json.dumps(body).encode()).decode(),
-            }
-            file.write(json.dumps(target) + "\n")
+            encoded = base64.b64encode(body).decode()
+            header = {"Content-Type": ["application/json"]}
+            file.write(json.dumps({"method": "POST", "url": url, "header": header, "body": encoded}) + "\n")
     results = scratch / "results.bin"
     attack = [vegeta, "attack", "-format=json", f"-targets={targets}", f"-duration={seconds}s", "-rate=0"]
     attack += [f"-max-workers={connections}", f"-workers={connections}", f"-connections={connections}"]
     attack += ["-http2=false", f"-root-certs={ca_file}", f"-output={results}", "-max-body=0"]
-    subprocess.run(attack, check=True, env={"GOGC": "400"})
+    subprocess.run(attack, check=True)
     report = subprocess.run([vegeta, "report", "-type=json", str(results)], check=True, capture_output=True)
     figures = json.loads(report.stdout)
     latencies = figures["latencies"]
     return Result(figures["throughput"], latencies["50th"] / 1e6, latencies["99th"] / 1e6, figures["success"])
+
+
+def _checking(url: str, ca_file: Path, bodies: list[bytes], connections: int, seconds: float, scratch: Path) -> Result:
+    lines = scratch / "bodies.jsonl"
+    lines.write_bytes(b"\n".join(bodies))
+    argv = [sys.executable, str(Path(__file__).with_name("checking.py")), url, str(ca_file), str(lines)]
+    done = subprocess.run([*argv, str(connections), str(seconds)], check=True, capture_output=True)
+    return Result(**json.loads(done.stdout))

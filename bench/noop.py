@@ -1,46 +1,25 @@
-"""The least that a webhook can do on the same server: read the request's uid, allow. What ours is held against."""
+"""A handler that allows whatever it is asked, on the webhook's own server: what the webhook is held against."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import TYPE_CHECKING, Any
 
-import msgspec
 import uvloop
 
 from at_least_semaphore_pod_hook.admission import review
-from at_least_semaphore_pod_hook.server import app
+from at_least_semaphore_pod_hook.admission.handler import Answer, Decision
+from at_least_semaphore_pod_hook.server.app import admission_app
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.run import make_server
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
+class NoopHandler:
+    """Reads the review, as any handler must, and allows it."""
 
-class _Request(msgspec.Struct):
-    uid: str
-
-
-class _Review(msgspec.Struct):
-    request: _Request
-
-
-_decoder = msgspec.json.Decoder(_Review)
-
-
-async def noop(
-    _scope: dict[str, Any],
-    receive: Callable[[], Awaitable[dict[str, Any]]],
-    send: Callable[[dict[str, Any]], Awaitable[None]],
-) -> None:
-    """Allow whatever is asked (an ASGI application)."""
-    message = await receive()
-    body = message["body"]
-    while message.get("more_body"):
-        message = await receive()
-        body += message["body"]
-    await app.respond(send, 200, review.allowed(_decoder.decode(body).request.uid), b"application/json")
+    async def handle(self, body: bytes, _timeout: float) -> Answer:
+        """Allow."""
+        return Answer(Decision.ALLOWED, 200, review.allowed(review.decode_review(body).uid))
 
 
 def main() -> None:
@@ -53,7 +32,7 @@ def main() -> None:
     certificate.load()
 
     async def serve() -> None:
-        await make_server(noop, "127.0.0.1", flags.port, certificate).serve()
+        await make_server(admission_app(NoopHandler()), "127.0.0.1", flags.port, certificate).serve()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -27,9 +27,11 @@ async def watch(kubeconfig: str, report: Callable[[bool], None]) -> None:
         report: Told after each try whether the API server answered.
     """
     up: bool | None = None
+    client: AsyncClient | None = None
     while True:
         try:
-            user = await _who_am_i(kubeconfig)
+            client = client or _client(kubeconfig)
+            user = await _who_am_i(client)
             if up is not True:
                 logger.info("API server reached", extra={"user": user})
             up = True
@@ -40,17 +42,20 @@ async def watch(kubeconfig: str, report: Callable[[bool], None]) -> None:
                     extra={"reason": f"{type(error).__name__}: {error}"},
                 )
             up = False
+            if client is not None:
+                await client.aclose()
+                client = None
         report(up)
         await asyncio.sleep(CHECK_SECONDS)
 
 
-async def _who_am_i(kubeconfig: str) -> str:
-    """Name the user that the API server takes us for; every authenticated user may ask."""
+def _client(kubeconfig: str) -> AsyncClient:
     config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_service_account()
-    client = AsyncClient(config.get())
-    try:
-        review = await client.create(SelfSubjectReview())
-    finally:
-        await client.aclose()
+    return AsyncClient(config.get())
+
+
+async def _who_am_i(client: AsyncClient) -> str:
+    """Name the user that the API server takes us for; every authenticated user may ask."""
+    review = await client.create(SelfSubjectReview())
     user = review.status.userInfo if review.status else None
     return (user.username if user else None) or "an unnamed user"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
@@ -17,7 +17,7 @@ from at_least_semaphore_pod_hook.server import metrics
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
+    from at_least_semaphore_pod_hook.admission.handler import Answer
 
     Scope = dict[str, Any]
     Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -59,7 +59,15 @@ def deadline_seconds(query: bytes) -> float:
     return seconds - min(0.5, seconds * 0.1)
 
 
-def admission_app(handler: AdmissionHandler) -> Application:
+class Handler(Protocol):
+    """What answers admissions."""
+
+    async def handle(self, body: bytes, timeout: float, /) -> Answer:
+        """Answer a review within `timeout` seconds; raises InvalidInputError where it is none."""
+        ...
+
+
+def admission_app(handler: Handler) -> Application:
     """Serve `POST /mutate`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

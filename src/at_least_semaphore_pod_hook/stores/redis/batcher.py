@@ -1,7 +1,7 @@
-"""Script calls of one turn of the event loop go out as one pipeline.
+"""Script calls go out as pipelines, one at a time: what is called meanwhile makes up the next one.
 
-A pipeline costs a client little more than a single call does, so batching raises throughput several times over without
-a caller waiting for more than the calls before its own.
+A pipeline costs a client and a server little more than a single call does. So the busier it is, the cheaper a call, and
+no caller waits for more than the pipeline under way before its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
-MAX_PIPELINES = 3
 MAX_CALLS = 512
 WATCH_SECONDS = 0.05
 
@@ -56,8 +55,7 @@ class Batcher:
     Every script must be idempotent: a call whose connection broke is sent once more.
 
     Args:
-        redis: The client, without timeouts of its own for answers; its pool must have room for `MAX_PIPELINES`
-            connections.
+        redis: The client, without timeouts of its own for answers.
         where: What to call the server in messages.
         timeout: Seconds after which a pipeline and its connection are given up.
     """
@@ -70,7 +68,8 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[_Call] = []
         self._scheduled = False
-        self._pipelines: dict[asyncio.Task[None], float] = {}
+        self._pipeline: asyncio.Task[None] | None = None
+        self._pipeline_deadline = 0.0
         self._watched: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
 
@@ -97,24 +96,24 @@ class Batcher:
         self._watched.append(call)
         if self._watch is None:
             self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop)
-        if not self._scheduled and len(self._pipelines) < MAX_PIPELINES:
+        if not self._scheduled and self._pipeline is None:
             self._scheduled = True
             loop.call_soon(self._flush, loop)
         return await answer
 
     async def close(self) -> None:
         """Wait for what is under way, then let go of the connections."""
-        await asyncio.gather(*self._pipelines, return_exceptions=True)
+        while self._pipeline is not None:
+            await asyncio.wait([self._pipeline])
         if self._watch is not None:
             self._watch.cancel()
         await self._redis.aclose()
 
     def _give_late_ones_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """One timer for all calls and pipelines: one for each would cost more than the rest of a call."""
+        """One timer for all calls and the pipeline: one for each would cost more than the rest of a call."""
         now = loop.time()
-        for pipeline, deadline in self._pipelines.items():
-            if deadline <= now:
-                pipeline.cancel()
+        if self._pipeline is not None and self._pipeline_deadline <= now:
+            self._pipeline.cancel()
         still: list[_Call] = []
         for call in self._watched:
             if call.answer.done():
@@ -124,7 +123,7 @@ class Batcher:
             else:
                 call.answer.set_exception(self._translate(call.script, TimeoutError()))
         self._watched = still
-        again = still or self._pipelines
+        again = still or self._pipeline
         self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop) if again else None
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -132,13 +131,13 @@ class Batcher:
         calls = [call for call in self._waiting[:MAX_CALLS] if not call.answer.done()]
         del self._waiting[:MAX_CALLS]
         if calls:
-            task = loop.create_task(self._send(calls))
-            self._pipelines[task] = loop.time() + self._timeout
-            task.add_done_callback(self._sent)
+            self._pipeline = loop.create_task(self._send(calls))
+            self._pipeline_deadline = loop.time() + self._timeout
+            self._pipeline.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        del self._pipelines[task]
-        if self._waiting and not self._scheduled:
+        self._pipeline = None
+        if self._waiting:
             self._flush(task.get_loop())
 
     async def _send(self, calls: list[_Call]) -> None:
