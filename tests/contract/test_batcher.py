@@ -92,7 +92,7 @@ async def test_a_server_error_is_that_calls_alone(
 ) -> None:
     server = new_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
     store = RedisStore(Address("127.0.0.1", server.port), timeout=1)
-    with pytest.raises(StoreUnavailableError, match="did not begin: .*maxmemory"):
+    with pytest.raises(StoreUnavailableError, match=r"did not begin: .*maxmemory"):
         await store.begin(KEY, Fence("redlock", 0))
     assert (await store.state(KEY)).length == 0
     await store.close()
