@@ -12,7 +12,7 @@ from at_least_semaphore_pod_hook.errors import InvalidInputError
 
 TYPE_CHECKING = False  # typing costs each sidecar 0.7 MB
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn
 
 PROGRAM = "at-least-semaphore-pod-hook"
@@ -133,13 +133,23 @@ def _flag(parser: argparse.ArgumentParser, name: str, *aliases: str, default: st
     Defaults are strings, so that argparse checks them as it checks what is given.
     """
     variable = _variable(name)
-    from_environment = os.environ.get(variable)
-    value = default if from_environment is None else from_environment
-    if from_environment is not None and "choices" in options and value not in options["choices"]:
-        accepted = ", ".join(options["choices"])
-        parser.error(f"environment variable {variable}: {value!r} is not accepted: choose from {accepted}")
+    value = os.environ.get(variable)
+    if value is None:
+        value = default
+    else:
+        _check_variable(parser, variable, value, options)
     shown = f" ({default})" if default else ""
     parser.add_argument(name, *aliases, default=value, help=f"{text}{shown} [{variable}]", **options)
+
+
+def _check_variable(parser: argparse.ArgumentParser, variable: str, value: str, options: Mapping[str, Any]) -> None:
+    """End with a line that names the variable, since argparse would name the flag, which nobody gave."""
+    if "choices" in options and value not in options["choices"]:
+        parser.error(f"environment variable {variable}: {value!r} is not accepted: use {', '.join(options['choices'])}")
+    try:
+        options.get("type", str)(value)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"environment variable {variable}: {error}")
 
 
 def _common_flags(parser: argparse.ArgumentParser) -> None:

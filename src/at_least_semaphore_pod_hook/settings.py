@@ -100,30 +100,37 @@ def parse_address(text: str, schemes: dict[str, bool], default_port: int) -> Add
     Raises:
         InvalidInputError: It is neither; the message does not repeat a password.
     """
-    accepted = "host:port or " + ", ".join(f"{scheme}://…" for scheme in schemes)
+    accepted = f"use host:port, with a port from 0 to {MAX_PORT}"
+    if schemes:
+        accepted += " or " + ", ".join(f"{scheme}://user:password@host:port" for scheme in schemes)
     if "://" not in text:
-        host, port = _host_port(text, accepted, None)
-        return Address(host, port)
+        located = _host_port(text, None)
+        if located is None:
+            shown = f"…@{text.rpartition('@')[2]}" if "@" in text else text
+            raise InvalidInputError(f"{shown!r} is not accepted: {accepted}")
+        return Address(*located)
     scheme, _, rest = text.partition("://")
     if scheme not in schemes:
-        raise InvalidInputError(f"{scheme}://… is not accepted: use {accepted}")
+        raise InvalidInputError(f"{scheme}://… is not accepted: {accepted}")
+    # Where this cannot be read, a part of the password may be anywhere in it.
     authority, _, path = rest.partition("/")
     userinfo, _, location = authority.rpartition("@")
     username, _, password = userinfo.partition(":")
-    host, port = _host_port(location, accepted, default_port)
-    if path and not path.isdecimal():
-        raise InvalidInputError(f"{scheme}://{location}/{path} is not accepted: the / is for a database number")
-    return Address(host, port, schemes[scheme], _unquote(username), _unquote(password), int(path or 0))
+    located = _host_port(location, default_port)
+    if located is None or (path and not (path.isascii() and path.isdecimal())):
+        reason = "what follows the last / is a database number, and a / in a password is written %2F"
+        raise InvalidInputError(f"{scheme}://… is not accepted: {accepted}; {reason}")
+    return Address(*located, schemes[scheme], _unquote(username), _unquote(password), int(path or 0))
 
 
-def _host_port(text: str, accepted: str, default_port: int | None) -> tuple[str, int]:
+def _host_port(text: str, default_port: int | None) -> tuple[str, int] | None:
     host, colon, port = text.rpartition(":")
     if text.endswith("]") or not colon:
         host, port = text, "" if default_port is None else str(default_port)
     host = host.removeprefix("[").removesuffix("]")
     known = host.replace("-", "").replace(".", "").replace("_", "").replace(":", "").replace("%", "")
     if not known.isalnum() or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) <= MAX_PORT:
-        raise InvalidInputError(f"{text!r} is not accepted: use {accepted}, with a port from 0 to {MAX_PORT}")
+        return None
     return host, int(port)
 
 

@@ -96,3 +96,22 @@ async def test_a_server_error_is_that_calls_alone(
         await store.begin(KEY, Fence("redlock", 0))
     assert (await store.state(KEY)).length == 0
     await store.close()
+
+
+async def test_out_of_memory_ends_grants_and_keeps_holders(store: RedisStore, server: Server) -> None:
+    await store.acquire(wish(1))
+    server.client.config_set("maxmemory-policy", "noeviction")
+    server.client.config_set("maxmemory", "1")
+    with pytest.raises(StoreUnavailableError, match="maxmemory"):
+        await store.acquire(wish(2))
+    assert await store.renew(KEY, "permit-1", "pod") == 60_000
+    assert await store.reclaim(KEY) == 0
+    assert await store.release(KEY, "permit-1")
+
+
+async def test_keys_that_are_none_of_ours_are_passed_over(store: RedisStore, server: Server) -> None:
+    await store.acquire(wish(1))
+    for name in (b"inflight/{/x}", b"inflight/{\xff/x}", b"inflight/{a/b/c}", b"inflight/{x}", b"inflight/{A/x}"):
+        server.client.zadd(name, {"x": 1})
+    server.client.set("inflight/{ns/text}", "x")
+    assert [key async for key in store.semaphores()] == [KEY]

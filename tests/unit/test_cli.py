@@ -138,7 +138,8 @@ def test_what_is_wrong_is_one_line_that_names_it(
     ("variable", "value", "named"),
     [
         ("AT_LEAST_SEMAPHORE_LOCK_MODE", "paxos", "redlock"),
-        ("AT_LEAST_SEMAPHORE_PORT", "x", "port"),
+        ("AT_LEAST_SEMAPHORE_PORT", "x", "variable AT_LEAST_SEMAPHORE_PORT"),
+        ("AT_LEAST_SEMAPHORE_REDIS_ADDRESSES", "x", "variable AT_LEAST_SEMAPHORE_REDIS_ADDRESSES"),
         ("VARIANT", "Foo!", "VARIANT"),
     ],
 )

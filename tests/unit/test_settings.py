@@ -51,9 +51,17 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 
 def test_a_password_never_shows() -> None:
-    with pytest.raises(InvalidInputError) as refused:
-        parse_address("redis://user:secret@host:x", SCHEMES, 6379)
-    assert "secret" not in str(refused.value)
+    for text in (
+        "redis://user:secret@host:x",
+        "redis://:secret",
+        "redis://user:se/secret@host",
+        "redis://user:secret@host/secret",
+        "user:secret@host:x",
+        "user:secret@host:1",
+    ):
+        with pytest.raises(InvalidInputError) as refused:
+            parse_address(text, SCHEMES, 6379)
+        assert "secret" not in str(refused.value)
     assert str(parse_address("redis://user:secret@host:1", SCHEMES, 6379)) == "host:1"
     assert str(Address("::1", 1)) == "[::1]:1"
 

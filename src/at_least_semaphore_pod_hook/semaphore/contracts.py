@@ -65,7 +65,7 @@ class Store(Protocol):
     async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
         """Create the semaphore, or resize it; shrinking takes no permit from a holder.
 
-        Raises StaleFenceError where another step began since this fence's `begin`.
+        Raises StaleFenceError where another step of the same domain began since this fence's `begin`.
         """
         ...
 

@@ -25,14 +25,6 @@ class SemaphoreKey(NamedTuple):
     def __str__(self) -> str:
         return f"{self.namespace}/{self.key}"
 
-    @classmethod
-    def parse(cls, text: str) -> SemaphoreKey:
-        """Read `<namespace>/<key>`; raises ValueError where there is no slash."""
-        namespace, slash, key = text.partition("/")
-        if not (namespace and slash and key):
-            raise ValueError(text)
-        return cls(namespace, key)
-
 
 class AcquireRequest(NamedTuple):
     """One pod's wish for a permit.

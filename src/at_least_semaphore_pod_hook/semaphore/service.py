@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0
+CLOSE_SECONDS = 5.0
 UNDO_PAUSES_SECONDS = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
@@ -171,7 +172,11 @@ class SemaphoreService:
         return total
 
     async def close(self) -> None:
-        """Finish what is under way, then close store and lock."""
-        await asyncio.gather(*self._steps.values(), *self._undoing, return_exceptions=True)
+        """Finish what is under way, within `CLOSE_SECONDS`, then close store and lock."""
+        under_way = [*self._steps.values(), *self._undoing]
+        if under_way:
+            _, late = await asyncio.wait(under_way, timeout=CLOSE_SECONDS)
+            for task in late:
+                task.cancel()
         await self._store.close()
         await self._lock.close()

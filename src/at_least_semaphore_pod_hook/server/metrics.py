@@ -20,7 +20,7 @@ ADMISSIONS = Counter(
 )
 ADMISSION_SECONDS = Histogram(
     f"{PREFIX}admission_seconds",
-    "Seconds from an admission's body to its answer.",
+    "Seconds from an admission's headers to the end of its answer.",
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     registry=REGISTRY,
 )

@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-DRAIN_SECONDS = 25
+DRAIN_SECONDS = 15
+"""How long admissions under way may take at the end. With the pod's preStop pause, and what is given back after it, it
+stays within a grace period of 30 s."""
+
 GC_THRESHOLD = 20_000
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
@@ -223,7 +226,10 @@ async def _sweep(service: SemaphoreService) -> None:
             if up is not False:
                 logger.error("store does not answer", extra={"reason": str(error)})  # noqa: TRY400
             up = False
-        metrics.STORE_UP.set(up)
+        except Exception:
+            # Whatever it is that one sweep stumbles over, the next one is needed all the same.
+            logger.exception("sweep failed unexpectedly")
+        metrics.STORE_UP.set(bool(up))
         await asyncio.sleep(SWEEP_SECONDS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class _Record(msgspec.Struct):
 
 
 _OUTCOMES = {outcome.value.encode(): outcome for outcome in Outcome}
+
+_semaphore_pattern = re.compile(rb"inflight/\{([a-z0-9-]+)/([A-Za-z0-9._-]+)\}")
 
 _record = msgspec.json.Decoder(_Record)
 
@@ -137,12 +140,11 @@ class RedisStore:
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.semaphores`."""
-        prefix, suffix = "inflight/{", "}"
         with translate(self._address, StoreUnavailableError):
-            async for name in self._redis.scan_iter(match=f"{prefix}*{suffix}", count=1000, _type="ZSET"):
-                semaphore = name.decode().removeprefix(prefix).removesuffix(suffix)
-                if "/" in semaphore:
-                    yield SemaphoreKey.parse(semaphore)
+            async for name in self._redis.scan_iter(match="inflight/{*}", count=1000, _type="ZSET"):
+                # Whoever reaches the store may have left keys there that are none of ours.
+                if found := _semaphore_pattern.fullmatch(name):
+                    yield SemaphoreKey(found[1].decode(), found[2].decode())
 
     async def ping(self) -> None:
         """See `Store.ping`."""

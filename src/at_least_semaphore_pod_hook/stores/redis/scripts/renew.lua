@@ -1,4 +1,6 @@
--- Extend a permit's lease and note who holds it.
+#!lua flags=allow-oom
+-- Extend a permit's lease and note who holds it. Allowed when the store is out of memory: it takes next to none, and a
+-- renewal that is refused would end in a permit that is given twice.
 --
 -- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
 -- ARGV[1] permit   ARGV[2] the holding pod's name, or ''
