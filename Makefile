@@ -32,3 +32,15 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit
+
+.PHONY: demo
+demo: install ## Show the whole system at work on a real control plane of its own, in seconds
+	@$(BIN)/python tools/demo.py
+
+.PHONY: dev
+dev: ## Develop in the current cluster with skaffold, or, where there is none, as dev-local
+	@tools/dev $(MAKE) --no-print-directory dev-local
+
+.PHONY: dev-local
+dev-local: install ## Run a control plane, a store, and the webhook restarting on each saved source file
+	@$(BIN)/python tools/dev_local.py
