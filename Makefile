@@ -41,3 +41,15 @@ test: install check ## Install what the tests run, and run all of them
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
 	$(BIN)/python bench/admissions.py
+
+.PHONY: demo
+demo: install ## Show the whole system at work on a real control plane of its own, in seconds
+	@$(BIN)/python tools/demo.py
+
+.PHONY: dev
+dev: ## Develop in the current cluster with skaffold, or, where there is none, as dev-local
+	@tools/dev $(MAKE) --no-print-directory dev-local
+
+.PHONY: dev-local
+dev-local: install ## Run a control plane, a store, and the webhook restarting on each saved source file
+	@$(BIN)/python tools/dev_local.py

@@ -140,7 +140,11 @@ class PodRunner:
             raise DevClusterError(f"no sidecar of pod {namespace}/{name} is running")
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

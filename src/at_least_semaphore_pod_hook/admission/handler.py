@@ -145,10 +145,11 @@ def _fresh_permit(carried: list[Carried], key: SemaphoreKey, metadata: Metadata)
 
 def _full(key: SemaphoreKey, acquired: Acquired) -> str:
     message = f"no semaphore available: {acquired.held} of {acquired.length} permits of {key} are held"
-    pods = [pod for pod in acquired.holders if pod]
-    if not pods:
+    named = [pod for pod in acquired.holders if pod]
+    if not named:
         return message
-    others = acquired.held - len(pods)
+    pods = list(dict.fromkeys(named))
+    others = acquired.held - len(named)
     return f"{message} by {', '.join(pods)}" + (f" and {others} more" if others > 0 else "")
 
 

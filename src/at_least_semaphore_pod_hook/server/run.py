@@ -131,10 +131,12 @@ async def _serve(settings: Webhook) -> None:
         RedisStore(settings.common.queue_redis_address), make_lock(settings), on_reclaim=_count_reclaimed
     )
     handler = AdmissionHandler(service, sidecar_template(settings), annotation_prefix(settings.variant))
-    stopping = asyncio.Event()
+    started, stopping = asyncio.Event(), asyncio.Event()
 
     def ready() -> tuple[int, bytes, bytes]:
-        return (503, b"text/plain", b"stopping\n") if stopping.is_set() else (200, b"text/plain", b"ok\n")
+        if stopping.is_set() or not started.is_set():
+            return 503, b"text/plain", b"stopping\n" if stopping.is_set() else b"starting\n"
+        return 200, b"text/plain", b"ok\n"
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
     admissions = make_server(app.admission_app(handler), settings.host, settings.port, certificate)
@@ -150,6 +152,7 @@ async def _serve(settings: Webhook) -> None:
     stopped = asyncio.create_task(stopping.wait())
     try:
         await _started(servers, serving)
+        started.set()
         # What exists by now stays: there is no point in looking through it again at each collection.
         gc.collect()
         gc.freeze()

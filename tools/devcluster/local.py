@@ -1,0 +1,85 @@
+"""The whole system on one machine: store, control plane, webhook and stand-in node, with the project's examples."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from devcluster.binaries import Report
+from devcluster.controlplane import ControlPlane
+from devcluster.podrunner import PodRunner
+from devcluster.podspec import RUN_SECONDS
+from devcluster.stores import RedisServer
+from devcluster.webhook import ROOT, WebhookProcess, register
+
+Object = dict[str, Any]
+
+EXAMPLES = ROOT / "deploy" / "examples"
+SOURCE = ROOT / "src"
+_SLEEP = re.compile(r"\bsleep (\d+)\b")
+
+
+class LocalCluster:
+    """The parts, made but not started: `store`, `control_plane`, `webhook` and `runner` are context managers each.
+
+    All that they write is below `directory`. Webhook and sidecars run the package in `source`. `flags` are added to
+    the webhook's. The programs of the control plane are found, or built, here; `report` gets the progress.
+    """
+
+    def __init__(
+        self, directory: Path, *, source: Path = SOURCE, flags: Sequence[str] = (), report: Report = print
+    ) -> None:
+        path = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+        # Two saves within a second, of one size, look the same to a cache of bytecode: none is written.
+        environment = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.store = RedisServer(directory / "store", prefer="valkey")
+        self.control_plane = ControlPlane(directory / "control-plane", report=report)
+        self.webhook = WebhookProcess(
+            directory / "webhook",
+            flags=[
+                f"--kubeconfig={self.control_plane.kubeconfig}",
+                f"--redis-addresses={self.store.address}",
+                f"--queue-redis-address={self.store.address}",
+                "--enable-sidecar-containers",
+                "--log-format=text",
+                *flags,
+            ],
+            env=environment,
+        )
+        self.runner = PodRunner(self.control_plane.kubeconfig, directory / "pods", sidecar_env=environment)
+
+    def register(self) -> None:
+        """Register the webhook with the API server."""
+        register(self.control_plane, self.webhook)
+
+    def apply_examples(self, kinds: Collection[str] | None = None) -> str:
+        """Create what `deploy/examples` holds, all of it or objects of these kinds; return their namespace.
+
+        The stand-in node passes time where a container would work: a Job's pod ends after the seconds that its
+        command sleeps, and a Deployment's runs on.
+        """
+        rendered = self.control_plane.kubectl("kustomize", str(EXAMPLES)).stdout
+        objects = [one for one in yaml.safe_load_all(rendered) if kinds is None or one["kind"] in kinds]
+        (namespace,) = (one["metadata"]["name"] for one in objects if one["kind"] == "Namespace")
+        # Pods can be created in a namespace only once its service account is there.
+        self.control_plane.create_namespace(namespace)
+        for one in objects:
+            _end_in_time(one)
+        self.control_plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(objects))
+        return str(namespace)
+
+
+def _end_in_time(one: Object) -> None:
+    spec = one.get("spec") or {}
+    job = spec["jobTemplate"]["spec"] if one["kind"] == "CronJob" else spec
+    if one["kind"] not in ("Job", "CronJob"):
+        return
+    (container,) = job["template"]["spec"]["containers"]
+    slept = _SLEEP.search(" ".join(container.get("command") or []))
+    if slept:
+        job["template"]["metadata"].setdefault("annotations", {})[RUN_SECONDS] = slept[1]
