@@ -1,18 +1,155 @@
-"""What the cluster tests share: one control plane for them all."""
+"""What the cluster tests share: one control plane for them all, stores, webhooks and a namespace a test."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from devcluster.controlplane import ControlPlane
+from devcluster.podrunner import PodRunner
+from devcluster.stores import EtcdServer, RedisServer
+from devcluster.webhook import WebhookProcess, register
+from tests.cluster.e2e import Namespace, admissions, eventually, opted_in, pod
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+ORDINARY, NATIVE = (), ("--enable-sidecar-containers",)
+KINDS = {"redlock-ordinary": ("redlock", ORDINARY), "etcd-native": ("etcd", NATIVE)}
 
 
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with ControlPlane(tmp_path_factory.mktemp("control-plane")) as control_plane:
         yield control_plane
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis for tests that leave it alone; Redlock's single node, too."""
+    with RedisServer(tmp_path_factory.mktemp("store")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def lock_etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("lock-etcd"), fsync=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def runner(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodRunner]:
+    with PodRunner(control_plane.kubeconfig, tmp_path_factory.mktemp("pods")) as runner:
+        yield runner
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[Namespace]:
+    name = f"e2e-{next(_numbers)}"
+    control_plane.create_namespace(name)
+    yield Namespace(control_plane, name)
+    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+class Registration:
+    """Which webhook the API server asks; only one at a time, and registered anew only where it changes."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
+        self._present: object = None
+
+    def use(self, webhook: WebhookProcess, **changes: Any) -> None:
+        """Register a webhook, and return once the API server asks it."""
+        wanted = (webhook.url, webhook.ca_bundle, sorted(changes.items()))
+        if wanted == self._present:
+            return
+        register(self._control_plane, webhook, **changes)
+        self._present = wanted
+        default = Namespace(self._control_plane, "default")
+        before = admissions(webhook)
+
+        def asked() -> bool:
+            default.try_create(pod("probe", opted_in("probe", "none")), dryRun="All")
+            return admissions(webhook) > before
+
+        eventually(asked, "the API server asks the webhook")
+
+    def remove(self) -> None:
+        """Leave no webhook registered."""
+        if self._present is not None:
+            self._present = None
+            self._control_plane.request("DELETE", f"{CONFIGURATIONS}/at-least-semaphore-pod-hook")
+
+
+@pytest.fixture(scope="module")
+def registration(control_plane: ControlPlane) -> Iterator[Registration]:
+    registration = Registration(control_plane)
+    yield registration
+    registration.remove()
+
+
+def flags(lock_mode: str, store: RedisServer, locks: RedisServer | EtcdServer) -> tuple[str, ...]:
+    """Point a webhook at a store, and at what locks in this mode."""
+    where = "--etcd-addresses" if lock_mode == "etcd" else "--redis-addresses"
+    return (f"--lock-mode={lock_mode}", f"--queue-redis-address={store.address}", f"{where}={locks.address}")
+
+
+class SharedWebhooks:
+    """Webhooks by kind on the shared store, each started when it is first wanted."""
+
+    def __init__(self, store: RedisServer, etcd: EtcdServer, factory: pytest.TempPathFactory, stack: ExitStack) -> None:
+        self._store = store
+        self._etcd = etcd
+        self._factory = factory
+        self._stack = stack
+        self._started: dict[tuple[str, int], WebhookProcess] = {}
+
+    def __call__(self, kind: str, replica: int = 1) -> WebhookProcess:
+        """Return a running webhook."""
+        if (kind, replica) not in self._started:
+            lock_mode, sidecar = KINDS[kind]
+            given = (*flags(lock_mode, self._store, self._etcd if lock_mode == "etcd" else self._store), *sidecar)
+            process = WebhookProcess(self._factory.mktemp(kind), flags=given)
+            self._started[kind, replica] = self._stack.enter_context(process)
+        return self._started[kind, replica]
+
+
+@pytest.fixture(scope="session")
+def shared_webhooks(
+    store: RedisServer, lock_etcd: EtcdServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SharedWebhooks]:
+    with ExitStack() as stack:
+        yield SharedWebhooks(store, lock_etcd, tmp_path_factory, stack)
+
+
+@pytest.fixture(params=list(KINDS))
+def webhook(
+    request: pytest.FixtureRequest,
+    shared_webhooks: SharedWebhooks,
+    registration: Registration,
+) -> WebhookProcess:
+    """A registered webhook: once with Redlock and ordinary sidecars, once with etcd and native ones."""
+    webhook = shared_webhooks(request.param)
+    registration.use(webhook)
+    return webhook
+
+
+@pytest.fixture
+def new_webhook(tmp_path: Path) -> Iterator[Callable[..., WebhookProcess]]:
+    """Start a webhook of the test's own."""
+    with ExitStack() as stack:
+        numbers = itertools.count(1)
+
+        def start(*given: str, **env: str) -> WebhookProcess:
+            process = WebhookProcess(tmp_path / f"webhook-{next(numbers)}", flags=given, env=env)
+            return stack.enter_context(process)
+
+        yield start

@@ -62,17 +62,24 @@ class WebhookProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AT_LEAST_SEMAPHORE_")}
         self.process = Process("webhook", argv, directory / "webhook.log", env=environment | dict(env or {}))
 
-    def renew_certificate(self) -> None:
-        """Make a certificate of a new authority and put it in the place of the old one."""
-        fresh = self.directory / "fresh"
-        fresh.mkdir(parents=True, exist_ok=True)
-        authority = Authority(fresh)
-        certificate, key = authority.issue_server("tls", ["127.0.0.1", "localhost"])
-        self.ca_bundle = authority.ca_file.read_bytes()
+    def renew_certificate(self, *, keep_authority: bool = False) -> None:
+        """Put a new certificate in the place of the old one.
+
+        It is of a new authority, which has to be registered then, or, as cert-manager does it, of the same one.
+        """
+        if not keep_authority:
+            self._authority = self._new_authority()
+        self.ca_bundle = self._authority.ca_file.read_bytes()
+        certificate, key = self._authority.issue_server("tls", ["127.0.0.1", "localhost"])
         for source in (key, certificate):
             target = self.certificates / source.name
             shutil.copy(source, target.with_suffix(".new"))
             target.with_suffix(".new").replace(target)
+
+    def _new_authority(self) -> Authority:
+        fresh = self.directory / "fresh"
+        fresh.mkdir(parents=True, exist_ok=True)
+        return Authority(fresh)
 
     def client_context(self) -> ssl.SSLContext:
         """Return a TLS context that trusts the present certificate's authority."""

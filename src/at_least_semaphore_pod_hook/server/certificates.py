@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.server import metrics
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
+
+
+@contextmanager
+def _copy(file: Path) -> Iterator[str]:
+    """Name a copy of a file that lies in memory, since a context reads files only, and the file system is read-only."""
+    with open(os.memfd_create(file.name), "wb") as copy:  # noqa: PTH123 - it has no path
+        copy.write(file.read_bytes())
+        copy.flush()
+        yield f"/proc/self/fd/{copy.fileno()}"
 
 
 class ServingCertificate:
@@ -41,9 +56,11 @@ class ServingCertificate:
         """
         try:
             self._seen = self._fingerprint()
-            # Half-written or mismatched files must not reach the live context.
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._certificate, self._key)
-            self.context.load_cert_chain(self._certificate, self._key)
+            with _copy(self._certificate) as certificate, _copy(self._key) as key:
+                # A pair that is no good must not reach the live context, which would lose the one that it has. Files
+                # may change at any moment: what is checked is what is taken up.
+                for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
+                    context.load_cert_chain(certificate, key)
         except (OSError, ValueError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             raise InvalidInputError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from at_least_semaphore_pod_hook import __version__
 from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
@@ -40,6 +41,7 @@ DRAIN_SECONDS = 15
 stays within a grace period of 30 s."""
 
 GC_THRESHOLD = 20_000
+LINGER_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
 
@@ -66,6 +68,19 @@ def main(settings: Webhook) -> int:
     return 0
 
 
+class _Protocol(HttpToolsProtocol):
+    """Ends a connection whose request was refused before all of it was read.
+
+    Closing a TLS connection waits for the other side's end, and whatever that sends until then is read.
+    """
+
+    def on_response_complete(self) -> None:
+        """Leave the client a moment to read the answer in."""
+        super().on_response_complete()
+        if self.transport.is_closing() and self.cycle.more_body:
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
 class _Server(uvicorn.Server):
     """A server that leaves signals to the process, which has several servers to stop."""
 
@@ -82,7 +97,7 @@ def make_server(
         application,
         host=host,
         port=port,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -172,9 +187,11 @@ async def _serve(settings: Webhook) -> None:
         stopping.set()
         for task in background:
             task.cancel()
-        for server in servers:
+        # Probes and metrics are served until the last admission is answered.
+        results: list[BaseException | None] = []
+        for server, task in zip(servers, serving, strict=True):
             server.should_exit = True
-        results = await asyncio.gather(*serving, return_exceptions=True)
+            results += await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(stopped, *background, return_exceptions=True)
         await service.close()
         logger.info("webhook stopped")
