@@ -129,7 +129,7 @@ def test_a_store_that_hangs_fails_admissions_in_time_and_is_left_with_nothing_ha
         through_the_api_server = namespace.try_create(pod("refused", opted_in("hang", 9, 600)))
         assert time.monotonic() - started < 2.5
         assert through_the_api_server.status == 503, through_the_api_server.body
-        assert "no answer within" in through_the_api_server.message
+        assert "no answer in time" in through_the_api_server.message
 
         bodies = [review(pod(f"direct-{number}", opted_in("hang", 9, 600)), namespace.name) for number in range(8)]
         answers = together([lambda body=body: admit(webhook, body, "1s") for body in bodies])  # type: ignore[misc]

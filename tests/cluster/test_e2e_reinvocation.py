@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from devcluster.certificates import Authority
-from tests.cluster.conftest import CONFIGURATIONS
+from tests.cluster.conftest import CONFIGURATIONS, Registration
 from tests.cluster.e2e import (
     SIDECAR,
     Namespace,
@@ -138,17 +138,24 @@ def labelled(made: Object) -> Object:
     return {**made, "metadata": {**made["metadata"], "labels": {LABEL: "true"}}}
 
 
+@pytest.fixture
+def asked_again(webhook: WebhookProcess, registration: Registration) -> WebhookProcess:
+    """A webhook that the API server asks again where something changed after it, which ours does not ask for."""
+    registration.use(webhook, reinvocationPolicy="IfNeeded")
+    return webhook
+
+
 @pytest.mark.parametrize("name", ["named", "generated-"])
 def test_a_webhook_that_changes_the_pod_after_ours_costs_no_second_permit(
-    namespace: Namespace, store: RedisServer, webhook: WebhookProcess, second: Second, name: str
+    namespace: Namespace, store: RedisServer, asked_again: WebhookProcess, second: Second, name: str
 ) -> None:
     semaphore = Semaphore(store, namespace.name, "again")
-    calls = metric(webhook, "admissions_total", decision="patched")
+    calls = metric(asked_again, "admissions_total", decision="patched")
     second.saw.clear()
 
     created = namespace.create(labelled(pod(name, opted_in("again", 3, 600))))
 
-    assert metric(webhook, "admissions_total", decision="patched") - calls == 2, "ours was not asked once again"
+    assert metric(asked_again, "admissions_total", decision="patched") - calls == 2, "ours was not asked once again"
     assert [permit_of(seen) for seen in second.saw] == [permit_of(created)]
     assert created["spec"]["containers"][0]["name"] == "second"
     assert [one["name"] for one in sidecars(created)] == [SIDECAR]
@@ -157,21 +164,29 @@ def test_a_webhook_that_changes_the_pod_after_ours_costs_no_second_permit(
 
 @pytest.mark.parametrize("name", ["named", "generated-"])
 def test_the_api_servers_own_change_to_the_sidecar_costs_no_second_permit(
-    namespace: Namespace, store: RedisServer, webhook: WebhookProcess, name: str
+    namespace: Namespace, store: RedisServer, asked_again: WebhookProcess, name: str
 ) -> None:
-    calls = metric(webhook, "admissions_total", decision="patched")
+    calls = metric(asked_again, "admissions_total", decision="patched")
 
     created = namespace.create(pod(name, opted_in("token", 3, 600)))
 
-    assert metric(webhook, "admissions_total", decision="patched") - calls == 2
+    assert metric(asked_again, "admissions_total", decision="patched") - calls == 2
     (sidecar,) = sidecars(created)
     assert [mount["mountPath"].rpartition("/")[2] for mount in sidecar["volumeMounts"]] == ["serviceaccount"]
     assert list(Semaphore(store, namespace.name, "token").leases) == [permit_of(created)]
 
 
+def test_as_it_is_shipped_a_pod_costs_one_call(namespace: Namespace, webhook: WebhookProcess) -> None:
+    calls = metric(webhook, "admissions_total", decision="patched")
+
+    namespace.create(pod("once", opted_in("token", 3, 600)))
+
+    assert metric(webhook, "admissions_total", decision="patched") - calls == 1
+
+
 @pytest.mark.parametrize("name", ["named", "generated-"])
 def test_the_last_permit_is_enough_for_a_pod_that_is_asked_about_twice(
-    namespace: Namespace, store: RedisServer, webhook: WebhookProcess, second: Second, name: str
+    namespace: Namespace, store: RedisServer, asked_again: WebhookProcess, second: Second, name: str
 ) -> None:
     created = namespace.create(labelled(pod(name, opted_in("last", 1, 600))))
 

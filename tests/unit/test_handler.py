@@ -290,7 +290,12 @@ async def test_a_copy_of_a_running_pod_gets_a_permit_of_its_own(webhook: Webhook
 
 async def test_a_copy_of_a_pod_whose_sidecar_does_not_run_yet_gets_a_permit_of_its_own(webhook: Webhook) -> None:
     original = await webhook.create(pod())
-    for change in ({"name": "web-copy"}, {"uid": "0c6c2a31-0000-0000-0000-000000000000"}, {"generateName": "web-"}):
+    for change in (
+        {"name": "web-copy"},
+        {"uid": "0c6c2a31-0000-0000-0000-000000000000"},
+        {"generateName": "web-"},
+        {"creationTimestamp": "2026-01-01T00:00:00Z"},
+    ):
         other = copy.deepcopy(original)
         other["metadata"] |= change
         response = await webhook.ask(other)
@@ -301,6 +306,14 @@ async def test_a_copy_of_a_pod_whose_sidecar_does_not_run_yet_gets_a_permit_of_i
     other_user = await webhook.ask(copy.deepcopy(original), userInfo={"username": "mallory"})
     assert other_user["status"]["code"] == 403
     assert len(await webhook.held()) == 3
+
+
+async def test_a_copy_that_still_has_its_originals_status_gets_a_permit_of_its_own(webhook: Webhook) -> None:
+    original = await webhook.create(pod())
+    copied = await webhook.create(copy.deepcopy(original) | {"status": {"phase": "Pending"}})
+    assert permit_of(copied) != permit_of(original)
+    in_flight = await webhook.create(pod("web-1")) | {"status": {}}
+    assert await webhook.create(copy.deepcopy(in_flight)) == in_flight
 
 
 async def test_a_permit_from_another_semaphore_does_not_count(webhook: Webhook) -> None:

@@ -16,7 +16,7 @@ from at_least_semaphore_pod_hook.semaphore.service import Admitted, SemaphoreSer
 
 if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.admission.inject import Carried, SidecarTemplate
-    from at_least_semaphore_pod_hook.admission.review import Metadata, Request
+    from at_least_semaphore_pod_hook.admission.review import Metadata, Pod, Request
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class AdmissionHandler:
             demand.expiration,
             permit=new_permit(),
             identity=_identity(request, pod.metadata),
-            carried=_fresh_permit(carried, key, pod.metadata),
+            carried=_fresh_permit(carried, key, pod),
             pod=pod.metadata.name or f"{pod.metadata.generate_name or ''}*",
             dry_run=bool(request.dry_run),
         )
@@ -133,12 +133,12 @@ def _identity(request: Request, metadata: Metadata) -> str:
     return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
-def _fresh_permit(carried: list[Carried], key: SemaphoreKey, metadata: Metadata) -> str:
+def _fresh_permit(carried: list[Carried], key: SemaphoreKey, pod: Pod) -> str:
     """Return the permit that the pod brings along, as far as it can be this request's own.
 
-    A pod that has a UID is a copy of one that was stored, and a copy never shares its original's permit.
+    A copy of a pod that was stored never shares its original's permit.
     """
-    if metadata.uid or len(carried) != 1 or carried[0].key != str(key):
+    if pod.is_copy or len(carried) != 1 or carried[0].key != str(key):
         return ""
     return carried[0].permit
 

@@ -30,12 +30,19 @@ class PodSpec(msgspec.Struct, rename="camel"):
 
 
 class Metadata(msgspec.Struct, rename="camel"):
-    """A pod's metadata. What exists already has a `uid`; what is being created has none yet."""
+    """A pod's metadata. What was stored has a UID and a creation timestamp; what is being created has neither yet."""
 
     name: str | None = None
     generate_name: str | None = None
     uid: str | None = None
+    creation_timestamp: str | None = None
     annotations: dict[str, str] | None = None
+
+
+class PodStatus(msgspec.Struct):
+    """A pod's status, which the API server gives it when it is stored."""
+
+    phase: str | None = None
 
 
 class Pod(msgspec.Struct):
@@ -43,6 +50,12 @@ class Pod(msgspec.Struct):
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: PodSpec = msgspec.field(default_factory=PodSpec)
+    status: PodStatus = msgspec.field(default_factory=PodStatus)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it says of itself that it was stored before: as one that was made from another's YAML does."""
+        return bool(self.metadata.uid or self.metadata.creation_timestamp or self.status.phase)
 
 
 class GroupVersionKind(msgspec.Struct):
