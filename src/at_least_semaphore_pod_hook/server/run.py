@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from at_least_semaphore_pod_hook import __version__
 from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
@@ -22,6 +21,7 @@ from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableErr
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
+from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ DRAIN_SECONDS = 15
 """How long admissions under way may take at the end. With the pod's preStop pause, and what is given back after it, it
 stays within a grace period of 30 s."""
 
-GC_THRESHOLD = 20_000
-LINGER_SECONDS = 1.0
+GC_THRESHOLD = 5_000
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
 
@@ -68,19 +67,6 @@ def main(settings: Webhook) -> int:
     return 0
 
 
-class _Protocol(HttpToolsProtocol):
-    """Ends a connection whose request was refused before all of it was read.
-
-    Closing a TLS connection waits for the other side's end, and whatever that sends until then is read.
-    """
-
-    def on_response_complete(self) -> None:
-        """Leave the client a moment to read the answer in."""
-        super().on_response_complete()
-        if self.transport.is_closing() and self.cycle.more_body:
-            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
-
-
 class _Server(uvicorn.Server):
     """A server that leaves signals to the process, which has several servers to stop."""
 
@@ -97,7 +83,7 @@ def make_server(
         application,
         host=host,
         port=port,
-        http=_Protocol,
+        http=WebhookProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -1,7 +1,6 @@
-"""Script calls go out as pipelines, one at a time: what is called meanwhile makes up the next one.
+"""Script calls go out as pipelines, a few at a time: what is called while they are under way makes up the next one.
 
-A pipeline costs a client and a server little more than a single call does. So the busier it is, the cheaper a call, and
-no caller waits for more than the pipeline under way before its own.
+A pipeline costs a client and a server little more than a single call does. So the busier it is, the cheaper a call.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
+MAX_PIPELINES = 3
 MAX_CALLS = 512
 WATCH_SECONDS = 0.05
 
@@ -68,8 +68,7 @@ class Batcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[_Call] = []
         self._scheduled = False
-        self._pipeline: asyncio.Task[None] | None = None
-        self._pipeline_deadline = 0.0
+        self._pipelines: dict[asyncio.Task[None], float] = {}
         self._watched: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
 
@@ -96,24 +95,25 @@ class Batcher:
         self._watched.append(call)
         if self._watch is None:
             self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop)
-        if not self._scheduled and self._pipeline is None:
+        if not self._scheduled and len(self._pipelines) < MAX_PIPELINES:
             self._scheduled = True
             loop.call_soon(self._flush, loop)
         return await answer
 
     async def close(self) -> None:
         """Wait for what is under way, then let go of the connections."""
-        while self._pipeline is not None:
-            await asyncio.wait([self._pipeline])
+        while self._pipelines:
+            await asyncio.wait(self._pipelines)
         if self._watch is not None:
             self._watch.cancel()
         await self._redis.aclose()
 
     def _give_late_ones_up(self, loop: asyncio.AbstractEventLoop) -> None:
-        """One timer for all calls and the pipeline: one for each would cost more than the rest of a call."""
+        """One timer for all calls and pipelines: one for each would cost more than the rest of a call."""
         now = loop.time()
-        if self._pipeline is not None and self._pipeline_deadline <= now:
-            self._pipeline.cancel()
+        for pipeline, deadline in self._pipelines.items():
+            if deadline <= now:
+                pipeline.cancel()
         still: list[_Call] = []
         for call in self._watched:
             if call.answer.done():
@@ -123,7 +123,7 @@ class Batcher:
             else:
                 call.answer.set_exception(self._translate(call.script, TimeoutError()))
         self._watched = still
-        again = still or self._pipeline
+        again = still or self._pipelines
         self._watch = loop.call_later(WATCH_SECONDS, self._give_late_ones_up, loop) if again else None
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -131,13 +131,13 @@ class Batcher:
         calls = [call for call in self._waiting[:MAX_CALLS] if not call.answer.done()]
         del self._waiting[:MAX_CALLS]
         if calls:
-            self._pipeline = loop.create_task(self._send(calls))
-            self._pipeline_deadline = loop.time() + self._timeout
-            self._pipeline.add_done_callback(self._sent)
+            pipeline = loop.create_task(self._send(calls))
+            self._pipelines[pipeline] = loop.time() + self._timeout
+            pipeline.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._pipeline = None
-        if self._waiting:
+        del self._pipelines[task]
+        if self._waiting and not self._scheduled:
             self._flush(task.get_loop())
 
     async def _send(self, calls: list[_Call]) -> None:

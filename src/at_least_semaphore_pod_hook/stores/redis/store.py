@@ -21,7 +21,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreState,
     Step,
 )
-from at_least_semaphore_pod_hook.stores.redis.batcher import Batcher, Script
+from at_least_semaphore_pod_hook.stores.redis.batcher import MAX_PIPELINES, Batcher, Script
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,7 +72,7 @@ class RedisStore:
     def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._address = address
         self._redis = connect(address, timeout=timeout, max_connections=5)
-        calling = connect(address, timeout=timeout, max_connections=1, bounded_by_caller=True)
+        calling = connect(address, timeout=timeout, max_connections=MAX_PIPELINES, bounded_by_caller=True)
         self._batcher = Batcher(calling, str(address), timeout)
 
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:

@@ -10,9 +10,10 @@
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local dry_run = ARGV[8] == '1'
+local stored = redis.call('HMGET', KEYS[1], 'length', 'token')
 local length = dry_run and tonumber(ARGV[9]) or 0
 if length == 0 then
-  length = tonumber(redis.call('HGET', KEYS[1], 'length') or '0')
+  length = tonumber(stored[1] or '0')
 end
 local expected = tonumber(ARGV[5])
 
@@ -20,9 +21,9 @@ local expired = redis.call('ZCOUNT', KEYS[2], '-inf', now)
 local held = redis.call('ZCARD', KEYS[2]) - expired
 
 for _, permit in ipairs({ARGV[2], ARGV[1]}) do
-  local stored = permit ~= '' and redis.call('HGET', KEYS[3], permit)
-  if stored then
-    local holder = cjson.decode(stored)
+  local record = permit ~= '' and redis.call('HGET', KEYS[3], permit)
+  if record then
+    local holder = cjson.decode(record)
     local lease_end = tonumber(redis.call('ZSCORE', KEYS[2], permit) or '0')
     if lease_end > now and not holder.confirmed and holder.identity == ARGV[3]
         and now - holder.granted < tonumber(ARGV[7]) then
@@ -39,23 +40,25 @@ if held >= length then
   local reply = {'full', length, held, '', '0'}
   local permits = redis.call('ZREVRANGEBYSCORE', KEYS[2], '+inf', '(' .. string.format('%.0f', now), 'LIMIT', 0, 3)
   for _, permit in ipairs(permits) do
-    local stored = redis.call('HGET', KEYS[3], permit)
-    reply[#reply + 1] = stored and cjson.decode(stored).pod or ''
+    local record = redis.call('HGET', KEYS[3], permit)
+    reply[#reply + 1] = record and cjson.decode(record).pod or ''
   end
   return reply
 end
 
 -- Counted in microseconds of the server's time, so that tokens go on rising even when the store has lost its data.
-local token = math.max(tonumber(redis.call('HGET', KEYS[1], 'token') or '0') + 1, clock[1] * 1000000 + clock[2])
+local token = math.max(tonumber(stored[2] or '0') + 1, clock[1] * 1000000 + clock[2])
 local token_text = string.format('%.0f', token)
 if dry_run then
   return {'granted', length, held + 1, ARGV[1], token_text}
 end
 
 -- What is expired counts as free already; it is tidied up a little at a time, so that no call takes long.
-for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
-  redis.call('ZREM', KEYS[2], permit)
-  redis.call('HDEL', KEYS[3], permit)
+if expired > 0 then
+  for _, permit in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now, 'LIMIT', 0, 100)) do
+    redis.call('ZREM', KEYS[2], permit)
+    redis.call('HDEL', KEYS[3], permit)
+  end
 end
 redis.call('HSET', KEYS[1], 'token', token_text)
 redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
