@@ -42,7 +42,7 @@ class Case(NamedTuple):
         return f"{self.client:9}{self.connections:3} connections, {self.keys:2} key{'s' if self.keys > 1 else ''}"
 
 
-CASES = [Case(client, connections, keys) for client in CLIENTS for connections in (16, 64) for keys in (64, 1)]
+CONNECTIONS = (16, 64)
 
 
 def resident_mb(pid: int) -> float:
@@ -95,11 +95,14 @@ def measure(scratch: Path, seconds: float, rounds: int) -> None:
     with RedisServer(scratch / "redis") as store:
         flags = [f"--redis-addresses={store.address}", f"--queue-redis-address={store.address}"]
         with WebhookProcess(scratch / "webhook", flags=flags, python=PYTHON) as webhook:
-            idle = resident_mb(webhook.process.pid)
+            memory = [f"{resident_mb(webhook.process.pid):.1f} MB idle"]
+            rows: dict[Case, tuple[load.Result, load.Result]] = {}
             with noop_server(webhook.certificates, scratch / "noop.log") as noop:
                 subjects = {"no-op": noop, "webhook": webhook.url}
-                rows = compare(subjects, webhook.directory / "fresh" / "ca.crt", scratch, seconds, rounds)
-            busy = resident_mb(webhook.process.pid)
+                for connections in CONNECTIONS:
+                    cases = [Case(client, connections, keys) for client in CLIENTS for keys in (64, 1)]
+                    rows |= compare(cases, subjects, webhook.directory / "fresh" / "ca.crt", scratch, seconds, rounds)
+                    memory.append(f"{resident_mb(webhook.process.pid):.1f} MB after {connections} connections")
         small = sidecar_mb(store, scratch)
     print(f"\n{'':36}{'no-op/s':>9}{'webhook/s':>11}{'ratio':>7}{'p50 ms':>8}{'p99 ms':>8}")
     for case, (base, ours) in rows.items():
@@ -108,18 +111,18 @@ def measure(scratch: Path, seconds: float, rounds: int) -> None:
     for client in CLIENTS:
         spread, single = (rows[Case(client, 16, keys)][1].per_second for keys in (64, 1))
         print(f"{client}: one key beside 64 keys, 16 connections: {single / spread:.2f} of the rate")
-    print(f"resident memory: webhook {idle:.1f} MB idle, {busy:.1f} MB after the load; sidecar {small:.1f} MB")
+    print(f"resident memory: webhook {', '.join(memory)}; sidecar {small:.1f} MB")
 
 
 def compare(
-    subjects: dict[str, str], ca_file: Path, scratch: Path, seconds: float, rounds: int
+    cases: list[Case], subjects: dict[str, str], ca_file: Path, scratch: Path, seconds: float, rounds: int
 ) -> dict[Case, tuple[load.Result, load.Result]]:
     """Measure all subjects in turn, `rounds` times, so that a drift of the machine's speed meets all alike."""
     taken: dict[tuple[Case, str], list[load.Result]] = {}
     for url in subjects.values():
         load.run("light", url, ca_file, bodies(64), connections=16, seconds=1, scratch=scratch)
     for number in range(rounds):
-        for case in CASES:
+        for case in cases:
             for subject, url in subjects.items():
                 result = load.run(
                     case.client,
@@ -135,7 +138,7 @@ def compare(
                 taken.setdefault((case, subject), []).append(result)
                 print(f"round {number + 1}/{rounds}  {case!s:36}{subject:8} {result.per_second:7.0f}/s", flush=True)
     base, ours = subjects
-    return {case: (_median(taken[case, base]), _median(taken[case, ours])) for case in CASES}
+    return {case: (_median(taken[case, base]), _median(taken[case, ours])) for case in cases}
 
 
 def _median(results: list[load.Result]) -> load.Result:

@@ -233,10 +233,10 @@ async def test_a_hanging_store_is_503_within_the_deadline(webhook: Webhook) -> N
 async def test_an_unexpected_exception_answers_and_takes_no_permit(
     webhook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("at_least_semaphore_pod_hook.admission.inject.container", broken)
+    monkeypatch.setattr("at_least_semaphore_pod_hook.admission.inject.patch", broken)
     response = await webhook.ask(pod())
     assert (response["allowed"], response["status"]["code"], response["decision"]) == (False, 500, Decision.ERRORED)
     await webhook.service.close()

@@ -52,6 +52,7 @@ class AdmissionHandler:
     def __init__(self, service: SemaphoreService, template: SidecarTemplate, prefix: str) -> None:
         self._service = service
         self._template = template
+        self._sidecar = inject.SidecarJson(template)
         self._prefix = prefix
 
     async def handle(self, body: bytes, timeout: float) -> Answer:
@@ -102,8 +103,8 @@ class AdmissionHandler:
             message = _full(key, acquired)
             return _refused(Decision.DENIED, request, 403, "Forbidden", message, _warnings(wish, admitted))
         try:
-            sidecar = inject.container(self._template, str(key), acquired.permit)
-            operations = inject.patch(pod.spec, carried, sidecar)
+            sidecar = self._sidecar(str(key), acquired.permit)
+            operations = inject.patch(pod.spec, carried, sidecar, native=self._template.native)
             answer = review.patched(request.uid, operations, _warnings(wish, admitted))
         except BaseException:
             if not wish.dry_run:

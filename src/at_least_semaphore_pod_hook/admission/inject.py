@@ -73,6 +73,21 @@ def container(template: SidecarTemplate, key: str, permit: str) -> dict[str, Any
     return sidecar
 
 
+class SidecarJson:
+    """The same as JSON, encoded once: only semaphore and permit differ from pod to pod."""
+
+    def __init__(self, template: SidecarTemplate) -> None:
+        marks = ("SEMAPHORE", "PERMIT")
+        before, _, rest = msgspec.json.encode(container(template, *marks)).partition(b'"SEMAPHORE"')
+        between, _, after = rest.partition(b'"PERMIT"')
+        self._parts = (before, between, after)
+
+    def __call__(self, key: str, permit: str) -> msgspec.Raw:
+        """Return the container's JSON. Neither `key` nor `permit` needs escaping: both are checked before."""
+        before, between, after = self._parts
+        return msgspec.Raw(b'%b"%b"%b"%b"%b' % (before, key.encode(), between, permit.encode(), after))
+
+
 def find_carried(spec: PodSpec, name: str) -> list[Carried]:
     """Return the containers of our name, in the pod's order. Raises InvalidInputError where one is no container."""
     return list(_carried(spec, name))
@@ -88,13 +103,13 @@ def _carried(spec: PodSpec, name: str) -> Iterator[Carried]:
                 yield Carried(section, index, raw, key, permit)
 
 
-def patch(spec: PodSpec, carried: list[Carried], sidecar: dict[str, Any]) -> list[dict[str, Any]]:
+def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native: bool) -> list[dict[str, Any]]:
     """Return the smallest JSON patch after which `sidecar` is in the pod exactly once, and where it belongs.
 
     A native one comes before the other init containers, so that the permit is renewed while they run; an ordinary one
     comes last, so that `kubectl logs` and `exec` still pick the pod's own container.
     """
-    section = "initContainers" if "restartPolicy" in sidecar else "containers"
+    section = "initContainers" if native else "containers"
     kept = next((found for found in carried if found.section == section), None)
     operations: list[dict[str, Any]] = [
         {"op": "remove", "path": f"/spec/{found.section}/{found.position}"}
@@ -102,7 +117,7 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: dict[str, Any]) -> lis
         if found is not kept
     ]
     if kept is not None:
-        if not _covers(msgspec.json.decode(kept.raw), sidecar):
+        if not _covers(msgspec.json.decode(kept.raw), msgspec.json.decode(sidecar)):
             # Before the removals, whose indexes are counted from the end and so stay right.
             operations.insert(0, {"op": "replace", "path": f"/spec/{section}/{kept.position}", "value": sidecar})
     elif section == "containers":

@@ -93,15 +93,21 @@ def _checked(scope: Scope) -> float:
         raise HttpError(404, f"no such path: {scope['path'][:80]!a}; admissions are POSTed to /mutate")
     if scope["method"] != "POST":
         raise HttpError(405, "admissions are POSTed", (b"allow", b"POST"))
-    content_type = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    content_type = _header(scope, b"content-type")
     if content_type.partition(b";")[0].strip().lower() != _JSON:
         raise HttpError(415, f"content type {content_type[:80].decode('latin-1')!a}: use application/json")
     return deadline_seconds(scope["query_string"])
 
 
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    for name, value in scope["headers"]:
+        if name == wanted:
+            return bytes(value)
+    return b""
+
+
 async def _body(scope: Scope, receive: Receive) -> bytes:
-    announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if int(announced) > MAX_BODY_BYTES:
+    if int(_header(scope, b"content-length") or b"0") > MAX_BODY_BYTES:
         raise _too_large()
     message = await receive()
     body: bytes = message.get("body", b"")

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
@@ -13,7 +14,7 @@ import msgspec
 if TYPE_CHECKING:
     import asyncio
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+_STANDARD = len(vars(logging.makeLogRecord({})))
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -32,7 +33,8 @@ class _Formatter(logging.Formatter):
     """What both formats share: the fields that a record was given by `extra`."""
 
     def fields(self, record: logging.LogRecord) -> dict[str, object]:
-        fields = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        # What `extra` gives a record comes after what every record has.
+        fields = dict(islice(vars(record).items(), _STANDARD, None))
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
         return fields

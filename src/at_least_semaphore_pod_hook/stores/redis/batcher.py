@@ -69,6 +69,7 @@ class Batcher:
         self._waiting: list[_Call] = []
         self._scheduled = False
         self._pipelines: dict[asyncio.Task[None], float] = {}
+        self._idle: list[AbstractConnection] = []
         self._watched: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
 
@@ -106,6 +107,8 @@ class Batcher:
             await asyncio.wait(self._pipelines)
         if self._watch is not None:
             self._watch.cancel()
+        for connection in self._idle:
+            await connection.disconnect()
         await self._redis.aclose()
 
     def _give_late_ones_up(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -163,12 +166,12 @@ class Batcher:
 
     async def _execute(self, calls: list[_Call]) -> list[Any]:
         # What redis-py's own pipeline does, except that hiredis packs the commands: that is most of a call's cost.
-        pool = self._redis.connection_pool
+        # And connections are kept at hand: one that is dead is found out by the call, which is then sent again.
         packed = b"".join(
             pack_command(("EVALSHA", script.digest, len(keys), *keys, *args))  # type: ignore[arg-type]
             for script, keys, args, _, _ in calls
         )
-        connection: AbstractConnection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        connection = self._idle.pop() if self._idle else self._connect()
         try:
             await connection.send_packed_command(packed, check_health=False)
             return [await self._reply(connection) for _ in calls]
@@ -177,7 +180,11 @@ class Batcher:
             await connection.disconnect(nowait=True)
             raise
         finally:
-            await pool.release(connection)
+            self._idle.append(connection)
+
+    def _connect(self) -> AbstractConnection:
+        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        return connection
 
     @staticmethod
     async def _reply(connection: AbstractConnection) -> Any:
