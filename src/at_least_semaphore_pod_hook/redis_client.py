@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
@@ -15,9 +16,29 @@ from redis.maint_notifications import MaintNotificationsConfig
 from at_least_semaphore_pod_hook.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from at_least_semaphore_pod_hook.settings import Address
+
+
+class _Fresh(AbstractConnection):
+    """Opens a connection anew that the server has ended while it was idle.
+
+    redis-py finds out by writing to it, which uvloop answers with a RuntimeError after a reset.
+    """
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        if self._reader and self._writer and (self._reader.at_eof() or self._writer.transport.is_closing()):
+            await self.disconnect(nowait=True)
+        await super().send_packed_command(command, check_health)
+
+
+class _Plain(_Fresh, Connection):
+    pass
+
+
+class _Encrypted(_Fresh, SSLConnection):
+    pass
 
 
 def connect(address: Address, *, timeout: float, max_connections: int, bounded_by_caller: bool = False) -> Redis:
@@ -30,7 +51,7 @@ def connect(address: Address, *, timeout: float, max_connections: int, bounded_b
         max_connections: How many commands can be under way at once; a further one fails, it does not wait.
         bounded_by_caller: No timeout for each answer: the caller has one for many of them.
     """
-    return Redis(
+    redis = Redis(
         host=address.host,
         port=address.port,
         db=address.database,
@@ -46,6 +67,8 @@ def connect(address: Address, *, timeout: float, max_connections: int, bounded_b
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
+    redis.connection_pool.connection_class = _Encrypted if address.tls else _Plain
+    return redis
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.redis_client import reason
@@ -131,8 +131,8 @@ class Batcher:
 
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = False
-        calls = [call for call in self._waiting[:MAX_CALLS] if not call.answer.done()]
-        del self._waiting[:MAX_CALLS]
+        waiting = [call for call in self._waiting if not call.answer.done()]
+        calls, self._waiting = waiting[:MAX_CALLS], waiting[MAX_CALLS:]
         if calls:
             pipeline = loop.create_task(self._send(calls))
             self._pipelines[pipeline] = loop.time() + self._timeout
@@ -148,14 +148,14 @@ class Batcher:
             try:
                 replies = await self._execute(calls)
             except RedisConnectionError:
+                # Not those that nobody waits for any more: they are being undone.
+                calls = [call for call in calls if not call.answer.done()]
                 replies = await self._execute(calls)
-            if any(isinstance(reply, NoScriptError) for reply in replies):
-                replies = await self._load_and_repeat(calls, replies)
-        except (RedisError, OSError, TimeoutError) as error:
-            replies = [error] * len(calls)
         except asyncio.CancelledError:
             # Only this class cancels it, when it takes too long.
             replies = [TimeoutError()] * len(calls)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody waits in vain
+            replies = [error] * len(calls)
         for call, reply in zip(calls, replies, strict=True):
             if call.answer.done():
                 continue
@@ -165,16 +165,24 @@ class Batcher:
                 call.answer.set_result(reply)
 
     async def _execute(self, calls: list[_Call]) -> list[Any]:
+        commands = [("EVALSHA", script.digest, len(keys), *keys, *args) for script, keys, args, _, _ in calls]
+        replies = await self._exchange(commands)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            loads = [("SCRIPT", "LOAD", text) for text in {calls[index].script.text for index in unknown}]
+            again = await self._exchange([*loads, *(commands[index] for index in unknown)])
+            for index, reply in zip(unknown, again[len(loads) :], strict=True):
+                replies[index] = reply
+        return replies
+
+    async def _exchange(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
         # What redis-py's own pipeline does, except that hiredis packs the commands: that is most of a call's cost.
         # And connections are kept at hand: one that is dead is found out by the call, which is then sent again.
-        packed = b"".join(
-            pack_command(("EVALSHA", script.digest, len(keys), *keys, *args))  # type: ignore[arg-type]
-            for script, keys, args, _, _ in calls
-        )
+        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
         connection = self._idle.pop() if self._idle else self._connect()
         try:
             await connection.send_packed_command(packed, check_health=False)
-            return [await self._reply(connection) for _ in calls]
+            return [await self._reply(connection) for _ in commands]
         except BaseException:
             # Answers may still come on it, and they would be taken for those of the next calls.
             await connection.disconnect(nowait=True)
@@ -192,15 +200,6 @@ class Batcher:
             return await connection.read_response(timeout=inf)
         except ResponseError as error:
             return error
-
-    async def _load_and_repeat(self, calls: list[_Call], replies: list[Any]) -> list[Any]:
-        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-        for text in {calls[index].script.text for index in unknown}:
-            await self._redis.script_load(text)
-        again = await self._execute([calls[index] for index in unknown])
-        for index, reply in zip(unknown, again, strict=True):
-            replies[index] = reply
-        return replies
 
     def _translate(self, script: Script, error: Exception) -> StoreUnavailableError:
         translated = StoreUnavailableError(f"the store at {self._where} did not {script.name}: {reason(error)}")
