@@ -7,21 +7,23 @@ import contextlib
 import json
 import socket
 import ssl
+import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from devcluster.process import free_port
+from devcluster.webhook import WebhookProcess
 from tests.cluster.conftest import flags
 from tests.cluster.e2e import PREFIX, SIDECAR, Caller, admit, eventually, metric, opted_in, pod, review
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from devcluster.controlplane import ControlPlane
     from devcluster.stores import RedisServer
-    from devcluster.webhook import WebhookProcess
     from tests.cluster.conftest import SharedWebhooks
 
 pytestmark = pytest.mark.cluster
@@ -39,6 +41,29 @@ def served(shared_webhooks: SharedWebhooks) -> WebhookProcess:
 def dry(name: str = "one") -> bytes:
     """Return a review that changes nothing."""
     return review(pod(name, opted_in("http", 3)), "team", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code", "says"),
+    [
+        ("--port={taken}", 1, "cannot listen on 127.0.0.1:{taken}"),
+        ("--metrics-bind-address=127.0.0.1:{taken}", 1, "cannot listen on 127.0.0.1:{taken}"),
+        ("--host=no.such.host.invalid", 1, "cannot listen on no.such.host.invalid"),
+        ("--redis-addresses=127.0.0.1:1,127.0.0.1:2", 2, "--redis-addresses: a redlock needs 1, 3 or 5"),
+        ("--cert-dir=/nowhere", 2, "--certDir: /nowhere"),
+    ],
+)
+def test_what_keeps_it_from_starting_is_said_without_a_traceback(
+    tmp_path: Path, wrong: str, code: int, says: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        webhook = WebhookProcess(tmp_path, flags=[wrong.format(taken=taken)])
+        run = subprocess.run(webhook.process.argv, capture_output=True, text=True, timeout=20, check=False)
+    assert run.returncode == code, run.stderr
+    assert says.format(taken=taken) in run.stderr
+    assert "Traceback" not in run.stderr
+    assert "webhook serves" not in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,10 @@ def make_lock(settings: Webhook) -> Lock:
         return EtcdLock(settings.common.etcd_addresses)
     from at_least_semaphore_pod_hook.locks.redlock import Redlock  # noqa: PLC0415
 
-    return Redlock(settings.common.redis_addresses)
+    try:
+        return Redlock(settings.common.redis_addresses)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--redis-addresses: {error}") from error
 
 
 def sidecar_template(settings: Webhook) -> SidecarTemplate:
@@ -153,22 +156,18 @@ async def _serve(settings: Webhook) -> None:
     serving = [asyncio.create_task(_run(server)) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
     try:
-        await _started(servers, serving)
-        started.set()
-        # What exists by now stays: there is no point in looking through it again at each collection.
-        gc.collect()
-        gc.freeze()
-        # Next to nothing of an admission is in a cycle, so that looking for cycles so often is in vain.
-        gc.set_threshold(GC_THRESHOLD)
-        logger.info(
-            "webhook serves",
-            extra={
-                "version": __version__,
-                "address": _listening(admissions),
-                "lock_mode": settings.common.lock_mode,
-                "store": str(settings.common.queue_redis_address),
-            },
-        )
+        if await _started(servers, serving):
+            started.set()
+            _settle()
+            logger.info(
+                "webhook serves",
+                extra={
+                    "version": __version__,
+                    "address": _listening(admissions),
+                    "lock_mode": settings.common.lock_mode,
+                    "store": str(settings.common.queue_redis_address),
+                },
+            )
         await asyncio.wait([stopped, *serving], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.set()
@@ -204,11 +203,21 @@ async def _run(server: uvicorn.Server) -> None:
         raise OSError(f"cannot listen on {server.config.host}:{server.config.port}") from error
 
 
-async def _started(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> None:
+async def _started(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> bool:
+    """Wait until all servers listen. Returns False where one has ended before."""
     while not all(server.started for server in servers):
         if any(task.done() for task in serving):
-            return
+            return False
         await asyncio.sleep(0.01)
+    return True
+
+
+def _settle() -> None:
+    # What exists by now stays: there is no point in looking through it again at each collection.
+    gc.collect()
+    gc.freeze()
+    # Next to nothing of an admission is in a cycle, so that looking for cycles so often is in vain.
+    gc.set_threshold(GC_THRESHOLD)
 
 
 def _listening(server: uvicorn.Server) -> str:
