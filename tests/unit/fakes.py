@@ -21,6 +21,7 @@ class LocalLock:
 
     def __init__(self) -> None:
         self.acquisitions = 0
+        self.reachable = True
         self._locks: dict[str, asyncio.Lock] = {}
 
     @contextlib.asynccontextmanager
@@ -39,7 +40,8 @@ class LocalLock:
             lock.release()
 
     async def ping(self) -> None:
-        pass
+        if not self.reachable:
+            raise LockUnavailableError("nobody answers")
 
     async def close(self) -> None:
         pass

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.errors import LockUnavailableError, StoreUnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService, new_permit
 from tests.unit.fakes import FaultyStore, LocalLock
@@ -77,6 +77,16 @@ async def test_a_dry_run_of_a_new_key_writes_nothing(
     assert set(store.calls) == {"acquire"}
     assert lock.acquisitions == 0
     assert not store._semaphores
+
+
+async def test_a_dry_run_that_would_need_the_lock_says_that_it_cannot_be_had(
+    service: SemaphoreService, lock: LocalLock
+) -> None:
+    await service.acquire(wish("a"), 1)
+    lock.reachable = False
+    assert (await service.acquire(wish("b", dry_run=True), 1)).acquired.outcome is Outcome.GRANTED
+    with pytest.raises(LockUnavailableError, match="nobody answers"):
+        await service.acquire(wish("c", 5, dry_run=True), 1)
 
 
 async def test_a_dry_run_of_another_length_warns_as_the_real_one_would(service: SemaphoreService) -> None:

@@ -94,6 +94,8 @@ class SemaphoreService:
     async def _acquire_at_length(self, request: AcquireRequest) -> Acquired:
         """Acquire after the semaphore has got the request's length, or, in a dry run, as if it had."""
         if request.dry_run:
+            # The real one would need the lock, and taking it would be a write.
+            await self._lock.ping()
             return await self._store.acquire(request._replace(assumed_length=request.length))
         await self._ensure_length(request.key, request.length)
         # Our length had its turn. Whatever it is by now is taken as it is: two sizes that take turns would never end.
