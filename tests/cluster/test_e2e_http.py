@@ -38,6 +38,20 @@ def served(shared_webhooks: SharedWebhooks) -> WebhookProcess:
     return shared_webhooks("redlock-ordinary")
 
 
+def test_idle_clients_do_not_hold_up_the_end(tmp_path: Path, store: RedisServer) -> None:
+    with WebhookProcess(tmp_path, flags=[f"--queue-redis-address={store.address}"]) as webhook:
+        # It never reads, and so never learns that the server closes the connection.
+        with (
+            socket.create_connection(("127.0.0.1", webhook.port)) as plain,
+            webhook.client_context().wrap_socket(plain, server_hostname="127.0.0.1"),
+        ):
+            started = time.monotonic()
+            webhook.process.terminate()
+            assert time.monotonic() - started < 5
+        assert "webhook stopped" in webhook.log()
+        assert "graceful shutdown exceeded" not in webhook.log()
+
+
 def dry(name: str = "one") -> bytes:
     """Return a review that changes nothing."""
     return review(pod(name, opted_in("http", 3)), "team", dry_run=True)

@@ -48,7 +48,7 @@ class _JoiningTransport:
 
 
 class WebhookProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, which joins a response's writes, and ends refused requests.
+    """uvicorn's protocol, which joins a response's writes, and ends refused requests and idle connections.
 
     Closing a TLS connection waits for the other side's end, and whatever that sends until then is read. So a connection
     whose request was refused before all of it was read is cut off, a moment after the answer.
@@ -64,4 +64,10 @@ class WebhookProtocol(HttpToolsProtocol):
         """Leave the client a moment to read the answer in."""
         super().on_response_complete()
         if self.transport.is_closing() and self.cycle.more_body:
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def shutdown(self) -> None:
+        """End an idle connection when the server stops: the end does not wait for what the client makes of it."""
+        super().shutdown()
+        if self.transport.is_closing():
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)
