@@ -278,3 +278,22 @@ async def test_a_length_of_a_million_costs_no_more_than_one(subject: Subject) ->
     await subject.store.acquire(wish("a", length=1_000_000))
     assert (await subject.store.state(KEY)).free == 999_999
     assert len(repr(subject.dump())) < 2_000
+
+
+async def test_a_permit_belongs_to_the_pod_that_confirmed_it(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a"))
+    assert await subject.store.renew(KEY, "a", "pod-1") == 60_000
+    assert await subject.store.renew(KEY, "a", "pod-2") == 0
+    assert await subject.store.release(KEY, "a", "pod-2") is False
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert holder.pod == "pod-1"
+    assert await subject.store.renew(KEY, "a", "pod-1") == 60_000
+    assert await subject.store.release(KEY, "a", "pod-1") is True
+
+
+async def test_a_reservation_is_given_back_under_any_name(subject: Subject) -> None:
+    await create(subject)
+    for permit, pod in (("a", ""), ("b", "pod-b-1")):
+        await subject.store.acquire(wish(permit))
+        assert await subject.store.release(KEY, permit, pod) is True

@@ -41,13 +41,16 @@ class Store(Protocol):
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """Extend a permit's lease by its expiration and note its pod's name.
 
-        Returns the lease in milliseconds; 0 where the permit is not held. An expired permit that nobody reclaimed yet
-        is revived as long as the semaphore is not full without it.
+        Returns the lease in milliseconds; 0 where the permit is not held, or was confirmed by a pod of another name. An
+        expired permit that nobody reclaimed yet is revived as long as the semaphore is not full without it.
         """
         ...
 
-    async def release(self, key: SemaphoreKey, permit: str) -> bool:
-        """Give a permit back. Returns False, and changes nothing, where it is free already."""
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
+        """Give a permit back; with a pod's name, only where no other pod has confirmed it.
+
+        Returns False, and changes nothing, where it is free already or another's.
+        """
         ...
 
     async def reclaim(self, key: SemaphoreKey) -> int:
@@ -75,10 +78,6 @@ class Store(Protocol):
 
     def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """Name every semaphore that has held permits; one may come twice."""
-        ...
-
-    async def ping(self) -> None:
-        """Return where the store answers."""
         ...
 
     async def close(self) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
-DRAIN_SECONDS = 15
+DRAIN_SECONDS = 12
 """How long admissions under way may take at the end. With the pod's preStop pause, and what is given back after it, it
 stays within a grace period of 30 s."""
 

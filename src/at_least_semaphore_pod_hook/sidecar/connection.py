@@ -31,11 +31,15 @@ CHUNK = 4_096
 
 
 class Script:
-    """A script of the store, and the name that the store knows it by."""
+    """A script of the store, and the name that the store knows it by.
 
-    __slots__ = ("sha", "text")
+    One that is called once goes out `whole`: by its name it would mostly have to be sent a second time.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("sha", "text", "whole")
+
+    def __init__(self, name: str, *, whole: bool = False) -> None:
+        self.whole = whole
         try:
             from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
         except ImportError:  # An interpreter that was built with OpenSSL's hashes alone.
@@ -114,7 +118,7 @@ class Connection:
 
     def _run(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...]) -> int:
         rest = (str(len(keys)), *keys, *arguments)
-        reply = self._ask("EVALSHA", script.sha, *rest)
+        reply = self._ask("EVAL", script.text, *rest) if script.whole else self._ask("EVALSHA", script.sha, *rest)
         if isinstance(reply, ServerError) and reply.code == "NOSCRIPT":
             reply = self._ask("EVAL", script.text, *rest)
         if isinstance(reply, ServerError):

@@ -52,7 +52,7 @@ class _Holding:
         self._connection = Connection(settings.common.queue_redis_address, signals)
         semaphore = f"{{{settings.namespace}/{settings.key}}}"
         self._keys = (f"queue/{semaphore}", f"inflight/{semaphore}", f"inflight/{semaphore}/holders")
-        self._renew, self._release = Script("renew"), Script("release")
+        self._renew, self._release = Script("renew"), Script("release", whole=True)
         self._schedule = policy.Schedule(time.monotonic())
         self._health = policy.Health()
 
@@ -110,7 +110,7 @@ class _Holding:
         return 1
 
     def _release_once(self, deadline: float) -> int:
-        reply = self._connection.call(self._release, self._keys, (self._settings.permit,), deadline)
+        reply = self._connection.call(self._release, self._keys, (self._settings.permit, self._settings.pod), deadline)
         if reply not in (0, 1):
             raise MalformedReplyError(f"{reply} permits given back is not accepted")
         return reply

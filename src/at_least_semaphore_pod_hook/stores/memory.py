@@ -35,6 +35,9 @@ class _Held:
     lease_end_ms: int
     confirmed: bool = False
 
+    def is_of_another(self, pod: str) -> bool:
+        return self.confirmed and pod not in {"", self.pod}
+
 
 @dataclass(slots=True)
 class _Semaphore:
@@ -104,16 +107,22 @@ class MemoryStore:
         now = self._now_ms()
         semaphore = self._get(key)
         held = semaphore.permits.get(permit)
-        if held is None or (held.lease_end_ms <= now and len(semaphore.live(now)) >= semaphore.length):
+        if held is None or held.is_of_another(pod):
+            return 0
+        if held.lease_end_ms <= now and len(semaphore.live(now)) >= semaphore.length:
             return 0
         held.confirmed = True
         held.pod = pod or held.pod
         held.lease_end_ms = now + held.lease_ms
         return held.lease_ms
 
-    async def release(self, key: SemaphoreKey, permit: str) -> bool:
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
         """See `Store.release`."""
-        return self._get(key).permits.pop(permit, None) is not None
+        permits = self._get(key).permits
+        if permit not in permits or permits[permit].is_of_another(pod):
+            return False
+        del permits[permit]
+        return True
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`."""
@@ -156,9 +165,6 @@ class MemoryStore:
         """See `Store.semaphores`."""
         for key in [key for key, semaphore in self._semaphores.items() if semaphore.permits]:
             yield key
-
-    async def ping(self) -> None:
-        """See `Store.ping`."""
 
     async def close(self) -> None:
         """See `Store.close`."""

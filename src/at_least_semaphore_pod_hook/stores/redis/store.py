@@ -103,9 +103,9 @@ class RedisStore:
         """See `Store.renew`."""
         return int(await self._batcher.call(RENEW, _keys(key), (permit, pod)))
 
-    async def release(self, key: SemaphoreKey, permit: str) -> bool:
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
         """See `Store.release`."""
-        return bool(await self._batcher.call(RELEASE, _keys(key), (permit,)))
+        return bool(await self._batcher.call(RELEASE, _keys(key), (permit, pod)))
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`. Large numbers are taken back in batches, so that nobody waits long behind them."""
@@ -145,11 +145,6 @@ class RedisStore:
                 # Whoever reaches the store may have left keys there that are none of ours.
                 if found := _semaphore_pattern.fullmatch(name):
                     yield SemaphoreKey(found[1].decode(), found[2].decode())
-
-    async def ping(self) -> None:
-        """See `Store.ping`."""
-        with translate(self._address, StoreUnavailableError):
-            await self._redis.ping()
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -4,10 +4,14 @@
 --
 -- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
 -- ARGV[1] permit   ARGV[2] the holding pod's name, or ''
--- Returns the lease in ms; 0 where the permit is not held.
+-- Returns the lease in ms; 0 where the permit is not held, or was confirmed by a pod of another name.
 local stored = redis.call('HGET', KEYS[3], ARGV[1])
 local lease_end = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if not stored or not lease_end then
+  return 0
+end
+local holder = cjson.decode(stored)
+if holder.confirmed and ARGV[2] ~= '' and holder.pod ~= ARGV[2] then
   return 0
 end
 local clock = redis.call('TIME')
@@ -20,8 +24,7 @@ if tonumber(lease_end) <= now then
     return 0
   end
 end
-local holder = cjson.decode(stored)
-if not holder.confirmed or (ARGV[2] ~= '' and holder.pod ~= ARGV[2]) then
+if not holder.confirmed then
   holder.confirmed = true
   holder.pod = ARGV[2] ~= '' and ARGV[2] or holder.pod
   redis.call('HSET', KEYS[3], ARGV[1], cjson.encode(holder))
