@@ -28,6 +28,7 @@ PACKAGE = Path(at_least_semaphore_pod_hook.__file__).parent
 ACQUIRE = (PACKAGE / "stores/redis/scripts/acquire.lua").read_text()
 SEMAPHORE = "ns/key"
 QUEUE, INFLIGHT, HOLDERS = "queue/{ns/key}", "inflight/{ns/key}", "inflight/{ns/key}/holders"
+DENIED = "queue/{ns/key}/denied"
 
 
 def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
@@ -104,7 +105,7 @@ class Server:
     def acquire(self, permit: str = "p1", lease_ms: int = 60_000, length: int = 2) -> None:
         self.client.hset(QUEUE, "length", str(length))
         reply = self.client.eval(
-            ACQUIRE, 3, QUEUE, INFLIGHT, HOLDERS, permit, "", "identity", "pod-", "0", str(lease_ms), "30000", ""
+            ACQUIRE, 4, QUEUE, INFLIGHT, HOLDERS, DENIED, permit, "", "identity", "pod-", 0, lease_ms, 30000, 0, 0, ""
         )
         assert reply[0] == "granted"
 

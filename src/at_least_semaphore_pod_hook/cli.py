@@ -271,6 +271,15 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         text="how to reach the API server where the webhook does not run in its cluster",
     )
+    flag(
+        "--wake-owners",
+        default="true",
+        type=_boolean,
+        nargs="?",
+        const=True,
+        metavar="true|false",
+        text="touch an annotation of the owners of denied pods when a permit is free, so that they try again at once",
+    )
 
 
 def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:

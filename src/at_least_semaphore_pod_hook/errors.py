@@ -23,3 +23,15 @@ class LockUnavailableError(UnavailableError):
 
 class StaleFenceError(SemaphoreError):
     """A newer holder of the lock has been here since: this step must not write any more."""
+
+
+class ApiUnavailableError(UnavailableError):
+    """The API server did not answer in time, or not with what was asked for. A write may or may not have been done."""
+
+
+class ApiForbiddenError(ApiUnavailableError):
+    """The API server does not let us do this: a rule of RBAC is missing, or admission refused it."""
+
+
+class ApiGoneError(ApiUnavailableError):
+    """The version to go on from is not known any more: only a new list tells what has changed since."""

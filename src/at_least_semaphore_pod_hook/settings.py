@@ -74,6 +74,7 @@ class Webhook(NamedTuple):
     metrics_bind_address: Address
     health_probe_bind_address: Address
     kubeconfig: str
+    wake_owners: bool
     queue_redis_address_flag: str
     variant: str
 

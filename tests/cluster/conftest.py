@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from devcluster.podrunner import PodRunner
 from devcluster.stores import EtcdServer, RedisServer
 from devcluster.webhook import WebhookProcess, register
 from tests.cluster.e2e import Namespace, admissions, eventually, opted_in, pod
+from tests.cluster.watching import ACCOUNT, CLUSTER_RULES, NAMESPACE, OWN_RULES, token, write_kubeconfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -153,3 +155,29 @@ def new_webhook(tmp_path: Path) -> Iterator[Callable[..., WebhookProcess]]:
             return stack.enter_context(process)
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane of one module's own, to be restarted; with a service account that has the controller's rights."""
+    with ControlPlane(tmp_path_factory.mktemp("watch")) as started:
+        started.create_namespace(NAMESPACE)
+        started.request("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": ACCOUNT}})
+        group, account = "rbac.authorization.k8s.io", f"--serviceaccount={NAMESPACE}:{ACCOUNT}"
+        roles = [
+            {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "c"}, "rules": CLUSTER_RULES},
+            {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": {"name": "c"}, "rules": OWN_RULES},
+        ]
+        for role in roles:
+            started.kubectl("apply", "-n", NAMESPACE, "-f", "-", input=json.dumps(role))
+        started.kubectl("create", "clusterrolebinding", "c", "--clusterrole=c", account)
+        started.kubectl("create", "rolebinding", "c", "--role=c", account, "-n", NAMESPACE)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def kubeconfig(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kubeconfig like what a pod has: a token in a file, and a certificate authority."""
+    directory = tmp_path_factory.mktemp("account")
+    (directory / "token").write_text(token(plane))
+    return write_kubeconfig(directory / "kubeconfig", plane, plane.url, directory / "token")

@@ -66,10 +66,16 @@ def cluster(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     crds = module_dir(*CERT_MANAGER) / "deploy/crds"
     for group in ("certificates", "issuers"):
         control_plane.kubectl("apply", "--server-side", "-f", str(crds / f"cert-manager.io_{group}.yaml"))
-        control_plane.kubectl("wait", "--for=condition=Established", f"crd/{group}.cert-manager.io", "--timeout=30s")
+        # Not by `kubectl wait`, which fails as long as there is no condition at all.
+        eventually(lambda: serves(control_plane, group), lambda: f"{group} are served")  # noqa: B023
     yield control_plane
     control_plane.kubectl("delete", CONFIGURATION, NAMESPACE, "--ignore-not-found")
     control_plane.kubectl("delete", "namespace", NAMESPACE, EXAMPLES_NAMESPACE, "--ignore-not-found", "--wait=false")
+
+
+def serves(control_plane: ControlPlane, group: str) -> bool:
+    """Say whether a kind of cert-manager's can be used."""
+    return control_plane.kubectl("get", f"{group}.cert-manager.io", "--all-namespaces", check=False).returncode == 0
 
 
 def apply(cluster: ControlPlane, text: str) -> None:

@@ -67,6 +67,7 @@ class RedisSubject(Subject):
                 self.client.zincrby(name, -milliseconds, permit)
                 holder = json.loads(self.client.hget(f"{name}/holders", permit))
                 holder["granted"] -= milliseconds
+                holder["renewed"] -= milliseconds
                 self.client.hset(f"{name}/holders", permit, json.dumps(holder))
 
     def dump(self) -> object:

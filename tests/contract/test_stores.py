@@ -280,6 +280,64 @@ async def test_a_length_of_a_million_costs_no_more_than_one(subject: Subject) ->
     assert len(repr(subject.dump())) < 2_000
 
 
+async def test_a_pod_that_was_seen_is_kept_and_its_reservation_is_not_resumed(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a", expiration_seconds=30))
+    subject.advance(20)
+    assert await subject.store.keep(KEY, "a", "pod-a-1", "uid-1") == 30_000
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.pod, holder.uid, holder.confirmed) == ("pod-a-1", "uid-1", False)
+    assert holder.expiration_ms == 30_000
+    assert 29_000 < holder.lease_ms <= 30_000
+    assert 20_000 <= holder.age_ms < 21_000
+    assert 20_000 <= holder.silent_ms < 21_000
+    other = await subject.store.acquire(wish("b", carried="a", identity="id-a"))
+    assert (other.outcome, other.permit) == (Outcome.GRANTED, "b")
+    assert await subject.store.keep(KEY, "never-was", "x", "y") == 0
+
+
+async def test_a_renewal_of_the_sidecar_is_told_from_one_on_its_behalf(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a"))
+    await subject.store.renew(KEY, "a", "pod-a")
+    subject.advance(50)
+    await subject.store.keep(KEY, "a", "pod-a", "uid-1")
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.confirmed, holder.uid) == (True, "uid-1")
+    assert 50_000 <= holder.silent_ms < 51_000
+
+
+async def test_owners_of_denied_pods_are_remembered_until_served(subject: Subject) -> None:
+    await create(subject, length=1)
+    await subject.store.acquire(wish("a", length=1, owner="ReplicaSet/first"))
+    for owner in ("Job/b", "ReplicaSet/a", "Job/b", ""):
+        await subject.store.acquire(wish("b", length=1, owner=owner))
+        subject.advance(0.01)
+    await subject.store.acquire(wish("b", length=1, owner="Job/dry", dry_run=True))
+    assert set((await subject.store.state(KEY)).denied) == {"Job/b", "ReplicaSet/a"}
+    await subject.store.release(KEY, "a")
+    await subject.store.acquire(wish("b", length=1, owner="Job/b"))
+    assert (await subject.store.state(KEY)).denied == ("ReplicaSet/a",)
+    await subject.store.forget_denied(KEY, "ReplicaSet/a")
+    await subject.store.forget_denied(KEY, "never-was")
+    assert (await subject.store.state(KEY)).denied == ()
+
+
+async def test_a_release_is_told_to_who_listens(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a"))
+    changes = subject.store.changes()
+    heard = asyncio.ensure_future(anext(changes))
+    async with asyncio.timeout(5):
+        # Listening begins at some moment: releases before it are missed.
+        while not heard.done():
+            await subject.store.acquire(wish("a"))
+            await subject.store.release(KEY, "a")
+            await asyncio.sleep(0.01)
+    assert heard.result() == KEY
+    await changes.aclose()  # type: ignore[attr-defined]
+
+
 async def test_a_permit_belongs_to_the_pod_that_confirmed_it(subject: Subject) -> None:
     await create(subject)
     await subject.store.acquire(wish("a"))

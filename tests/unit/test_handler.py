@@ -63,7 +63,7 @@ def apply(object_: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
                 del target[index]
         else:
             assert operation["op"] == "add"
-            target[last] = operation["value"]
+            target[last.replace("~1", "/")] = operation["value"]
     return changed
 
 
@@ -102,6 +102,7 @@ async def test_the_golden_patch_of_an_ordinary_sidecar(webhook: Webhook) -> None
     (permit,) = await webhook.held()
     assert response["patchType"] == "JSONPatch"
     assert json.loads(b64decode(response["patch"])) == [
+        {"op": "add", "path": "/metadata/labels", "value": {PREFIX + "key": "resource-name"}},
         {
             "op": "add",
             "path": "/spec/containers/-",
@@ -122,7 +123,7 @@ async def test_the_golden_patch_of_an_ordinary_sidecar(webhook: Webhook) -> None
                     "seccompProfile": {"type": "RuntimeDefault"},
                 },
             },
-        }
+        },
     ]
 
 
@@ -344,6 +345,25 @@ async def test_several_copied_sidecars_become_one(webhook: Webhook) -> None:
     assert len(sidecars(mended)) == 1
     assert [c["name"] for c in mended["spec"]["containers"]] == [SIDECAR_NAME, "main"]
     assert [c["name"] for c in mended["spec"]["initContainers"]] == ["init"]
+
+
+async def test_an_opted_in_pod_is_labelled_with_its_key(webhook: Webhook) -> None:
+    created = await webhook.create(pod(metadata={"labels": {"app": "web"}}))
+    assert created["metadata"]["labels"] == {"app": "web", PREFIX + "key": "resource-name"}
+    moved = copy.deepcopy(created)
+    moved["metadata"]["annotations"][PREFIX + "key"] = "other"
+    assert (await webhook.create(moved))["metadata"]["labels"][PREFIX + "key"] == "other"
+
+
+async def test_the_owner_of_a_denied_pod_is_noted(webhook: Webhook) -> None:
+    owners = [{"kind": "X", "name": "x"}, {"kind": "ReplicaSet", "name": "web", "controller": True}]
+    owned = pod(None, metadata={"ownerReferences": owners, "annotations": notes(length="1")})
+    await webhook.create(owned)
+    assert (await webhook.store.state(KEY)).denied == ()
+    await webhook.ask(owned, dryRun=True)
+    assert (await webhook.store.state(KEY)).denied == ()
+    assert (await webhook.ask(owned))["status"]["code"] == 403
+    assert (await webhook.store.state(KEY)).denied == ("ReplicaSet/web",)
 
 
 async def test_a_disagreement_about_the_length_warns(webhook: Webhook) -> None:

@@ -95,6 +95,7 @@ class AdmissionHandler:
             carried=_fresh_permit(carried, key, pod),
             pod=pod.metadata.name or f"{pod.metadata.generate_name or ''}*",
             dry_run=bool(request.dry_run),
+            owner=_owner(pod.metadata),
         )
         admitted = await self._service.acquire(wish, timeout)
         acquired = admitted.acquired
@@ -104,7 +105,8 @@ class AdmissionHandler:
             return _refused(Decision.DENIED, request, 403, "Forbidden", message, _warnings(wish, admitted))
         try:
             sidecar = self._sidecar(str(key), acquired.permit)
-            operations = inject.patch(pod.spec, carried, sidecar, native=self._template.native)
+            operations = inject.label(pod.metadata.labels, self._prefix + pod_annotations.KEY, demand.key)
+            operations += inject.patch(pod.spec, carried, sidecar, native=self._template.native)
             answer = review.patched(request.uid, operations, _warnings(wish, admitted))
         except BaseException:
             if not wish.dry_run:
@@ -132,6 +134,14 @@ def _identity(request: Request, metadata: Metadata) -> str:
     """Tell one request's reservation from another's: by namespace, user and the pod's name as it was asked for."""
     parts = (request.namespace, request.user_info.username, metadata.name or "", metadata.generate_name or "")
     return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def _owner(metadata: Metadata) -> str:
+    """Name the controlling owner as `<kind>/<name>`, where it has one."""
+    for owner in metadata.owner_references or ():
+        if owner.controller:
+            return f"{owner.kind}/{owner.name}"
+    return ""
 
 
 def _fresh_permit(carried: list[Carried], key: SemaphoreKey, pod: Pod) -> str:

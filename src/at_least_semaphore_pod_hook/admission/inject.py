@@ -129,6 +129,16 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native
     return operations
 
 
+def label(labels: dict[str, str] | None, name: str, value: str) -> list[dict[str, Any]]:
+    """Return the JSON patch after which a pod has a label; by it the controller finds the pods that opted in."""
+    if labels is None:
+        return [{"op": "add", "path": "/metadata/labels", "value": {name: value}}]
+    if labels.get(name) == value:
+        return []
+    escaped = name.replace("~", "~0").replace("/", "~1")
+    return [{"op": "add", "path": f"/metadata/labels/{escaped}", "value": value}]
+
+
 def _covers(actual: Any, wanted: Any) -> bool:
     """Whether `actual` is `wanted`, save for the defaults that an API server fills in."""
     if isinstance(wanted, dict):

@@ -29,6 +29,14 @@ class PodSpec(msgspec.Struct, rename="camel"):
     init_containers: list[msgspec.Raw] | None = None
 
 
+class OwnerReference(msgspec.Struct, rename="camel"):
+    """What a pod belongs to."""
+
+    kind: str = ""
+    name: str = ""
+    controller: bool | None = None
+
+
 class Metadata(msgspec.Struct, rename="camel"):
     """A pod's metadata. What was stored has a UID and a creation timestamp; what is being created has neither yet."""
 
@@ -37,6 +45,8 @@ class Metadata(msgspec.Struct, rename="camel"):
     uid: str | None = None
     creation_timestamp: str | None = None
     annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+    owner_references: list[OwnerReference] | None = None
 
 
 class PodStatus(msgspec.Struct):

@@ -34,7 +34,8 @@ class Store(Protocol):
         """Grant a permit, or say why not, within `timeout` seconds where one is given.
 
         A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit
-        that a sidecar has renewed is held by a running pod and is never resumed.
+        whose pod was seen, or that a sidecar has renewed, is held by a stored pod and is never resumed. Where it is
+        full, the owner is noted.
         """
         ...
 
@@ -43,6 +44,13 @@ class Store(Protocol):
 
         Returns the lease in milliseconds; 0 where the permit is not held, or was confirmed by a pod of another name. An
         expired permit that nobody reclaimed yet is revived as long as the semaphore is not full without it.
+        """
+        ...
+
+    async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
+        """Renew on behalf of a pod that was seen in the API, and note its name and UID.
+
+        As `renew`, but it says nothing of the pod's sidecar.
         """
         ...
 
@@ -74,6 +82,17 @@ class Store(Protocol):
 
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
         """Read a semaphore."""
+        ...
+
+    async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
+        """Forget that pods of an owner were denied."""
+        ...
+
+    def changes(self) -> AsyncIterator[SemaphoreKey]:
+        """Name each semaphore that a permit was given back to, as it happens; some may be missed.
+
+        Ends with StoreUnavailableError where the store cannot be listened to any more.
+        """
         ...
 
     def semaphores(self) -> AsyncIterator[SemaphoreKey]:

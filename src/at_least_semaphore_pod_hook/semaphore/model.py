@@ -37,6 +37,7 @@ class AcquireRequest(NamedTuple):
         identity: Whose request this is, e.g. a digest of namespace, user and pod name. A permit that the pod brings
             along counts only where it was reserved under the same identity.
         carried: The permit that the pod brings along, or an empty string.
+        owner: The controlling owner that is to be woken where the pod is denied, or an empty string.
         assumed_length: In a dry run, answer as if the semaphore had been resized to this; 0 for as it is.
         pod: The pod's name where it has one already, else its generated name's prefix.
         dry_run: Answer as if it were real, and write nothing.
@@ -51,6 +52,7 @@ class AcquireRequest(NamedTuple):
     pod: str = ""
     dry_run: bool = False
     assumed_length: int = 0
+    owner: str = ""
 
 
 class Outcome(StrEnum):
@@ -104,21 +106,41 @@ class Step(NamedTuple):
 
 
 class Holder(NamedTuple):
-    """Who holds a permit, as the store knows it. `lease_ms` is what is left of the lease, in milliseconds."""
+    """Who holds a permit, as the store knows it.
+
+    Attributes:
+        permit: The permit's name.
+        pod: The pod's name, or its prefix while it has none.
+        token: The grant's fencing token.
+        confirmed: Whether its sidecar has renewed it.
+        lease_ms: What is left of the lease, in milliseconds.
+        uid: The pod's UID, once it has been seen in the API.
+        expiration_ms: How long a renewal lasts, in milliseconds.
+        age_ms: How long ago it was granted, in milliseconds.
+        silent_ms: How long ago its sidecar renewed it, or, before it has, how long ago it was granted.
+    """
 
     permit: str
     pod: str
     token: int
     confirmed: bool
     lease_ms: int
+    uid: str = ""
+    expiration_ms: int = 0
+    age_ms: int = 0
+    silent_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class SemaphoreState:
-    """A semaphore at one moment. `length` is 0 where it does not exist; expired permits count as free."""
+    """A semaphore at one moment. `length` is 0 where it does not exist; expired permits count as free.
+
+    `denied` names up to 100 owners of pods that were denied, the one that was first denied first.
+    """
 
     length: int
     holders: tuple[Holder, ...]
+    denied: tuple[str, ...] = ()
 
     @property
     def held(self) -> int:

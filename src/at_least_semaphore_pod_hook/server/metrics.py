@@ -29,6 +29,10 @@ BAD_REQUESTS = Counter(
 )
 RECLAIMED = Counter(f"{PREFIX}reclaimed_permits", "Expired permits that a sweep took back.", registry=REGISTRY)
 STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", registry=REGISTRY)
+RECLAIMS = Counter(
+    f"{PREFIX}reclaims", "Permits taken back because of what the API showed, by reason.", ("reason",), registry=REGISTRY
+)
+LEADING = Gauge(f"{PREFIX}leading", "1 while this replica is the one whose controller works.", registry=REGISTRY)
 KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
 CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
 

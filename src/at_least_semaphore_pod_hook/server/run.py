@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
-    from at_least_semaphore_pod_hook.semaphore.contracts import Lock
+    from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
     from at_least_semaphore_pod_hook.server.app import Application
     from at_least_semaphore_pod_hook.settings import Address, Webhook
 
 logger = logging.getLogger(__name__)
 
+LEASE = "at-least-semaphore-pod-hook"
 SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 12
 """How long admissions under way may take at the end. With the pod's preStop pause, and what is given back after it, it
@@ -132,9 +133,8 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
 async def _serve(settings: Webhook) -> None:
     certificate = ServingCertificate(settings.cert_dir)
     certificate.load()
-    service = SemaphoreService(
-        RedisStore(settings.common.queue_redis_address), make_lock(settings), on_reclaim=_count_reclaimed
-    )
+    store = RedisStore(settings.common.queue_redis_address)
+    service = SemaphoreService(store, make_lock(settings), on_reclaim=_count_reclaimed)
     handler = AdmissionHandler(service, sidecar_template(settings), annotation_prefix(settings.variant))
     started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -151,7 +151,7 @@ async def _serve(settings: Webhook) -> None:
         loop.add_signal_handler(number, stopping.set)
     background = [
         asyncio.create_task(work)
-        for work in (certificate.follow(), _sweep(service), _watch_api_server(settings.kubeconfig))
+        for work in (certificate.follow(), _sweep(service), _control(settings, store, service))
     ]
     serving = [asyncio.create_task(_run(server)) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
@@ -249,7 +249,21 @@ async def _sweep(service: SemaphoreService) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-def _watch_api_server(kubeconfig: str) -> Coroutine[Any, Any, None]:
-    from at_least_semaphore_pod_hook.controller.apiserver import watch  # noqa: PLC0415
+def _control(settings: Webhook, store: Store, service: SemaphoreService) -> Coroutine[Any, Any, None]:
+    from at_least_semaphore_pod_hook.controller import runner  # noqa: PLC0415 - it brings the API server's client
 
-    return watch(kubeconfig, metrics.KUBERNETES_UP.set)
+    options = runner.Options(
+        kubeconfig=settings.kubeconfig,
+        prefix=annotation_prefix(settings.variant),
+        sidecar_name=sidecar_template(settings).name,
+        lease=f"{settings.variant}-{LEASE}" if settings.variant else LEASE,
+        wake_owners=settings.wake_owners,
+    )
+    return runner.run(
+        options,
+        store,
+        service,
+        on_up=metrics.KUBERNETES_UP.set,
+        on_leading=metrics.LEADING.set,
+        on_release=lambda reason: metrics.count(metrics.RECLAIMS, reason.value)(),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 MAX_HOLDERS_NAMED = 3
+MAX_DENIED_NAMED = 100
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class _Held:
     granted_ms: int
     lease_end_ms: int
     confirmed: bool = False
+    renewed_ms: int = 0
+    uid: str = ""
 
     def is_of_another(self, pod: str) -> bool:
         return self.confirmed and pod not in {"", self.pod}
@@ -45,6 +49,7 @@ class _Semaphore:
     token: int = 0
     fences: dict[str, int] = field(default_factory=dict)
     permits: dict[str, _Held] = field(default_factory=dict)
+    denied: dict[str, int] = field(default_factory=dict)
 
     def live(self, now_ms: int) -> list[tuple[str, _Held]]:
         return [(permit, held) for permit, held in self.permits.items() if held.lease_end_ms > now_ms]
@@ -60,6 +65,7 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._semaphores: dict[SemaphoreKey, _Semaphore] = {}
+        self._listeners: list[asyncio.Queue[SemaphoreKey]] = []
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
@@ -82,6 +88,7 @@ class MemoryStore:
                 held
                 and held.lease_end_ms > now
                 and not held.confirmed
+                and not held.uid
                 and held.identity == request.identity
                 and now - held.granted_ms < FRESH_SECONDS * 1000
             ):
@@ -89,12 +96,15 @@ class MemoryStore:
         if length == 0 or request.length not in {0, length}:
             return Acquired(Outcome.OTHER_LENGTH, length, len(live))
         if len(live) >= length:
+            if request.owner and not request.dry_run:
+                semaphore.denied.setdefault(request.owner, now)
             latest = sorted(live, key=lambda item: (item[1].lease_end_ms, item[0]), reverse=True)
             pods = tuple(held.pod for _, held in latest[:MAX_HOLDERS_NAMED])
             return Acquired(Outcome.FULL, length, len(live), holders=pods)
         token = self._next_token(semaphore.token)
         if not request.dry_run:
             lease_ms = request.expiration_seconds * 1000
+            semaphore.denied.pop(request.owner, None)
             semaphore.token = token
             semaphore.permits = dict(live)
             semaphore.permits[request.permit] = _Held(
@@ -104,17 +114,32 @@ class MemoryStore:
 
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """See `Store.renew`."""
+        held = self._extend(key, permit, pod)
+        if held is None:
+            return 0
+        held.confirmed = True
+        held.renewed_ms = self._now_ms()
+        return held.lease_ms
+
+    async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
+        """See `Store.keep`."""
+        held = self._extend(key, permit, pod)
+        if held is None:
+            return 0
+        held.uid = uid
+        return held.lease_ms
+
+    def _extend(self, key: SemaphoreKey, permit: str, pod: str) -> _Held | None:
         now = self._now_ms()
         semaphore = self._get(key)
         held = semaphore.permits.get(permit)
         if held is None or held.is_of_another(pod):
-            return 0
+            return None
         if held.lease_end_ms <= now and len(semaphore.live(now)) >= semaphore.length:
-            return 0
-        held.confirmed = True
+            return None
         held.pod = pod or held.pod
         held.lease_end_ms = now + held.lease_ms
-        return held.lease_ms
+        return held
 
     async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
         """See `Store.release`."""
@@ -122,6 +147,8 @@ class MemoryStore:
         if permit not in permits or permits[permit].is_of_another(pod):
             return False
         del permits[permit]
+        for listener in self._listeners:
+            listener.put_nowait(key)
         return True
 
     async def reclaim(self, key: SemaphoreKey) -> int:
@@ -157,9 +184,35 @@ class MemoryStore:
         return SemaphoreState(
             semaphore.length,
             tuple(
-                Holder(permit, held.pod, held.token, held.confirmed, held.lease_end_ms - now) for permit, held in live
+                Holder(
+                    permit,
+                    held.pod,
+                    held.token,
+                    held.confirmed,
+                    held.lease_end_ms - now,
+                    held.uid,
+                    held.lease_ms,
+                    now - held.granted_ms,
+                    now - max(held.granted_ms, held.renewed_ms),
+                )
+                for permit, held in live
             ),
+            tuple(sorted(semaphore.denied, key=lambda owner: (semaphore.denied[owner], owner))[:MAX_DENIED_NAMED]),
         )
+
+    async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
+        """See `Store.forget_denied`."""
+        self._get(key).denied.pop(owner, None)
+
+    async def changes(self) -> AsyncIterator[SemaphoreKey]:
+        """See `Store.changes`."""
+        listener: asyncio.Queue[SemaphoreKey] = asyncio.Queue()
+        self._listeners.append(listener)
+        try:
+            while True:
+                yield await listener.get()
+        finally:
+            self._listeners.remove(listener)
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.semaphores`."""

@@ -38,27 +38,34 @@ def _script(name: str) -> Script:
 
 ACQUIRE, RENEW, RELEASE, RECLAIM = _script("acquire"), _script("renew"), _script("release"), _script("reclaim")
 BEGIN, SET_LENGTH, STATE = _script("begin"), _script("set_length"), _script("state")
+FORGET_DENIED = _script("forget_denied")
 
 
 class _Record(msgspec.Struct):
     """A holder as `acquire.lua` writes it."""
 
     pod: str = ""
+    uid: str = ""
     token: str = "0"  # noqa: S105 - a fencing token is no secret
     confirmed: bool = False
+    lease: int = 0
+    granted: int = 0
+    renewed: int = 0
 
 
 _OUTCOMES = {outcome.value.encode(): outcome for outcome in Outcome}
 
 _semaphore_pattern = re.compile(rb"inflight/\{([a-z0-9-]+)/([A-Za-z0-9._-]+)\}")
 
+_queue_pattern = re.compile(rb"queue/\{([a-z0-9-]+)/([A-Za-z0-9._-]+)\}")
+
 _record = msgspec.json.Decoder(_Record)
 
 
-def _keys(key: SemaphoreKey) -> tuple[str, str, str]:
+def _keys(key: SemaphoreKey) -> tuple[str, str, str, str]:
     """All keys of a semaphore share a hash tag, and so a slot of a Redis Cluster."""
     tag = f"{{{key.namespace}/{key.key}}}"
-    return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders"
+    return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders", f"queue/{tag}/denied"
 
 
 class RedisStore:
@@ -90,6 +97,7 @@ class RedisStore:
                 FRESH_SECONDS * 1000,
                 int(request.dry_run),
                 request.assumed_length,
+                request.owner,
             ),
             timeout,
         )
@@ -102,6 +110,10 @@ class RedisStore:
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """See `Store.renew`."""
         return int(await self._batcher.call(RENEW, _keys(key), (permit, pod)))
+
+    async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
+        """See `Store.keep`."""
+        return int(await self._batcher.call(RENEW, _keys(key), (permit, pod, uid)))
 
     async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
         """See `Store.release`."""
@@ -131,12 +143,37 @@ class RedisStore:
 
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
         """See `Store.state`."""
-        length, *rest = await self._batcher.call(STATE, _keys(key), ())
+        (length, now), rest, denied = await self._batcher.call(STATE, _keys(key), ())
         holders = []
         for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             record = _record.decode(stored)
-            holders.append(Holder(permit.decode(), record.pod, int(record.token), record.confirmed, lease_ms))
-        return SemaphoreState(length, tuple(holders))
+            holders.append(
+                Holder(
+                    permit.decode(),
+                    record.pod,
+                    int(record.token),
+                    record.confirmed,
+                    lease_ms,
+                    record.uid,
+                    record.lease,
+                    now - record.granted,
+                    now - max(record.granted, record.renewed),
+                )
+            )
+        return SemaphoreState(length, tuple(holders), tuple(owner.decode() for owner in denied))
+
+    async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
+        """See `Store.forget_denied`."""
+        await self._batcher.call(FORGET_DENIED, _keys(key), (owner,))
+
+    async def changes(self) -> AsyncIterator[SemaphoreKey]:
+        """See `Store.changes`: a subscription to the channels that `release.lua` publishes to."""
+        with translate(self._address, StoreUnavailableError):
+            async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+                await channel.psubscribe("queue/{*}")
+                async for message in channel.listen():
+                    if found := _queue_pattern.fullmatch(message["channel"]):
+                        yield SemaphoreKey(found[1].decode(), found[2].decode())
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.semaphores`."""

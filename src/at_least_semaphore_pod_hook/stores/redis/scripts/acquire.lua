@@ -2,10 +2,13 @@
 --
 -- KEYS[1] queue/{semaphore}             hash: length, token (fencing token of the last grant), fence:<domain>
 -- KEYS[2] inflight/{semaphore}          sorted set: permit -> end of its lease, ms since the epoch
--- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, token, lease (ms), granted (ms), confirmed
+-- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, uid, token, lease (ms), granted (ms),
+--                                       renewed (ms), confirmed
+-- KEYS[4] queue/{semaphore}/denied      sorted set: owner of denied pods -> when it was first denied, ms since the epoch
 -- ARGV[1] permit to grant   ARGV[2] permit that the pod carries, or ''   ARGV[3] identity   ARGV[4] pod
 -- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
 -- ARGV[8] '1' for a dry run: nothing is written   ARGV[9] in a dry run: the length to assume, 0 for the stored one
+-- ARGV[10] the pod's owner, noted where it is denied, or ''
 -- Returns {outcome, length, held, permit, token, pod of a holder ...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -25,7 +28,7 @@ for _, permit in ipairs({ARGV[2], ARGV[1]}) do
   if record then
     local holder = cjson.decode(record)
     local lease_end = tonumber(redis.call('ZSCORE', KEYS[2], permit) or '0')
-    if lease_end > now and not holder.confirmed and holder.identity == ARGV[3]
+    if lease_end > now and not holder.confirmed and holder.uid == '' and holder.identity == ARGV[3]
         and now - holder.granted < tonumber(ARGV[7]) then
       return {'resumed', length, held, permit, holder.token}
     end
@@ -37,6 +40,11 @@ if length == 0 or (expected ~= 0 and expected ~= length) then
 end
 
 if held >= length then
+  if ARGV[10] ~= '' and not dry_run then
+    redis.call('ZADD', KEYS[4], 'NX', now, ARGV[10])
+    redis.call('ZREMRANGEBYRANK', KEYS[4], 1000, -1)
+    redis.call('PEXPIRE', KEYS[4], 604800000)
+  end
   local reply = {'full', length, held, '', '0'}
   local permits = redis.call('ZREVRANGEBYSCORE', KEYS[2], '+inf', '(' .. string.format('%.0f', now), 'LIMIT', 0, 3)
   for _, permit in ipairs(permits) do
@@ -60,11 +68,14 @@ if expired > 0 then
     redis.call('HDEL', KEYS[3], permit)
   end
 end
+if ARGV[10] ~= '' then
+  redis.call('ZREM', KEYS[4], ARGV[10])
+end
 redis.call('HSET', KEYS[1], 'token', token_text)
 redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
   identity = ARGV[3], pod = ARGV[4], token = token_text,
-  lease = tonumber(ARGV[6]), granted = now, confirmed = false,
+  lease = tonumber(ARGV[6]), granted = now, renewed = 0, uid = '', confirmed = false,
 }))
 -- A semaphore that nobody has used for a week is forgotten; its next pod creates it again.
 redis.call('PEXPIRE', KEYS[1], 604800000)

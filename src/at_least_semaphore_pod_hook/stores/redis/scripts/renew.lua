@@ -4,6 +4,7 @@
 --
 -- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
 -- ARGV[1] permit   ARGV[2] the holding pod's name, or ''
+-- ARGV[3] the pod's UID where it is not its sidecar that renews but who watches pods: the pod exists, no more is known
 -- Returns the lease in ms; 0 where the permit is not held, or was confirmed by a pod of another name.
 local stored = redis.call('HGET', KEYS[3], ARGV[1])
 local lease_end = redis.call('ZSCORE', KEYS[2], ARGV[1])
@@ -24,11 +25,14 @@ if tonumber(lease_end) <= now then
     return 0
   end
 end
-if not holder.confirmed then
+if ARGV[3] then
+  holder.uid = ARGV[3]
+else
   holder.confirmed = true
-  holder.pod = ARGV[2] ~= '' and ARGV[2] or holder.pod
-  redis.call('HSET', KEYS[3], ARGV[1], cjson.encode(holder))
+  holder.renewed = now
 end
+holder.pod = ARGV[2] ~= '' and ARGV[2] or holder.pod
+redis.call('HSET', KEYS[3], ARGV[1], cjson.encode(holder))
 redis.call('ZADD', KEYS[2], 'XX', now + holder.lease, ARGV[1])
 redis.call('PEXPIRE', KEYS[1], 604800000)
 return holder.lease

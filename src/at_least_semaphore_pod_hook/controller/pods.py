@@ -1,0 +1,318 @@
+"""Pods as the API server tells of them, cut down to what the controller needs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping  # noqa: TC003 - msgspec reads the annotations when it runs
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError
+
+
+class Owner(NamedTuple):
+    """The controller that a pod belongs to, e.g. a ReplicaSet."""
+
+    api_version: str
+    kind: str
+    name: str
+    uid: str
+
+
+class ContainerView(NamedTuple):
+    """A container of a pod.
+
+    Attributes:
+        name: Its name.
+        init: Whether it is one of the pod's initContainers.
+        native: Whether it is a native sidecar: an init container that the kubelet keeps running.
+        state: "waiting", "running" or "terminated"; empty where the kubelet has not reported on it.
+        exit_code: Of a terminated one; else None.
+        started: Whether it runs and its startup probe, where it has one, has passed.
+    """
+
+    name: str
+    init: bool
+    native: bool
+    state: str
+    exit_code: int | None
+    started: bool
+
+
+class SidecarView(NamedTuple):
+    """Our sidecar in a pod: the last two of its arguments, and how it is doing."""
+
+    semaphore: str
+    permit: str
+    container: ContainerView
+
+
+class PodView(msgspec.Struct, frozen=True, gc=False):
+    """A pod.
+
+    Attributes:
+        created: Seconds since the epoch; whole seconds are all that the API server keeps.
+        deleting: Whether its deletion has been asked for.
+        grace_seconds: How long the deletion waits for the containers; None where it is not being deleted.
+        phase: Pending, Running, Succeeded, Failed or Unknown.
+        reason: Why it is in that phase, e.g. Evicted; often empty.
+        node: Where it runs; empty as long as it is not scheduled.
+        annotations: Those that begin with our prefix.
+        labels: The same.
+        gates: The names of its scheduling gates.
+        restart_policy: Always, OnFailure or Never.
+        owner: Its controlling owner.
+        containers: The init containers, then the others, each in the pod's order. Ephemeral ones are left out: they
+            are for debugging, and neither hold a pod up nor finish it.
+        sidecar: Ours, where the pod has it.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    created: float
+    deleting: bool
+    grace_seconds: int | None
+    phase: str
+    reason: str
+    node: str
+    annotations: Mapping[str, str]
+    labels: Mapping[str, str]
+    gates: tuple[str, ...]
+    restart_policy: str
+    owner: Owner | None
+    containers: tuple[ContainerView, ...]
+    sidecar: SidecarView | None
+
+    @property
+    def others_terminated(self) -> bool:
+        """Whether no container but our sidecar runs now; one that ended may still be started again."""
+        return all(container.state == "terminated" for container in self._others())
+
+    @property
+    def others_ended(self) -> bool:
+        """Whether all containers but our sidecar have terminated for good, as the restart policy has it.
+
+        Native sidecars of others do not count: the kubelet ends them once the pod's own containers have.
+        """
+        return all(
+            container.state == "terminated"
+            and (
+                self.deleting
+                or self.restart_policy == "Never"
+                or (self.restart_policy == "OnFailure" and container.exit_code == 0)
+            )
+            for container in self._others()
+        )
+
+    @property
+    def sidecar_started(self) -> bool:
+        """Whether our sidecar runs, and so renews by itself."""
+        return self.sidecar is not None and self.sidecar.container.started
+
+    @property
+    def finished(self) -> bool:
+        """Whether no container of it will ever run again."""
+        return self.phase in {"Succeeded", "Failed"}
+
+    def _others(self) -> Iterator[ContainerView]:
+        ours = self.sidecar.container if self.sidecar else None
+        return (container for container in self.containers if not container.init and container is not ours)
+
+
+class _OwnerReference(msgspec.Struct, rename="camel"):
+    api_version: str = ""
+    kind: str = ""
+    name: str = ""
+    uid: str = ""
+    controller: bool | None = None
+
+
+class _Metadata(msgspec.Struct, rename="camel"):
+    namespace: str = ""
+    name: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    annotations: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+    owner_references: list[_OwnerReference] | None = None
+
+
+class _Named(msgspec.Struct):
+    name: str = ""
+
+
+class _Container(msgspec.Struct, rename="camel"):
+    name: str = ""
+    args: list[str] | None = None
+    restart_policy: str | None = None
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    node_name: str | None = None
+    restart_policy: str | None = None
+    scheduling_gates: list[_Named] | None = None
+    init_containers: list[_Container] | None = None
+    containers: list[_Container] | None = None
+
+
+class _Terminated(msgspec.Struct, rename="camel"):
+    exit_code: int = 0
+
+
+class _Empty(msgspec.Struct):
+    pass
+
+
+class _State(msgspec.Struct):
+    running: _Empty | None = None
+    terminated: _Terminated | None = None
+
+
+class _ContainerStatus(msgspec.Struct, rename="camel"):
+    name: str = ""
+    started: bool | None = None
+    state: _State = msgspec.field(default_factory=_State)
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    phase: str | None = None
+    reason: str | None = None
+    init_container_statuses: list[_ContainerStatus] | None = None
+    container_statuses: list[_ContainerStatus] | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Metadata
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+    status: _Status = msgspec.field(default_factory=_Status)
+
+
+class _ListMetadata(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    continue_: str | None = msgspec.field(default=None, name="continue")
+
+
+class _PodList(msgspec.Struct):
+    metadata: _ListMetadata
+    items: list[_Pod] | None = None
+
+
+class PodPage(NamedTuple):
+    """A page of a list; `more` is what to ask for the next with, empty on the last."""
+
+    pods: list[PodView]
+    resource_version: str
+    more: str
+
+
+_pod = msgspec.json.Decoder(_Pod)
+_list = msgspec.json.Decoder(_PodList)
+
+
+class PodDecoder:
+    """Turns the API server's JSON into views.
+
+    Args:
+        prefix: What our annotations and labels begin with.
+        sidecar_name: The name of our container.
+    """
+
+    def __init__(self, prefix: str, sidecar_name: str) -> None:
+        self._prefix = prefix
+        self._sidecar_name = sidecar_name
+
+    def pod(self, body: bytes | msgspec.Raw) -> PodView:
+        """Read one pod. Raises ApiUnavailableError where it is none."""
+        try:
+            return self._view(_pod.decode(body))
+        except ValueError as error:
+            raise ApiUnavailableError(f"the API server's answer is no pod: {error}") from error
+
+    def page(self, body: bytes) -> PodPage:
+        """Read a page of a list. Raises ApiUnavailableError where it is none."""
+        try:
+            page = _list.decode(body)
+            pods = [self._view(pod) for pod in page.items or ()]
+        except ValueError as error:
+            raise ApiUnavailableError(f"the API server's answer is no list of pods: {error}") from error
+        return PodPage(pods, page.metadata.resource_version, page.metadata.continue_ or "")
+
+    def _view(self, pod: _Pod) -> PodView:
+        metadata, spec, status = pod.metadata, pod.spec, pod.status
+        containers = (
+            *_containers(spec.init_containers, status.init_container_statuses, init=True),
+            *_containers(spec.containers, status.container_statuses, init=False),
+        )
+        return PodView(
+            namespace=sys.intern(metadata.namespace),
+            name=metadata.name,
+            uid=metadata.uid,
+            resource_version=metadata.resource_version,
+            created=_seconds(metadata.creation_timestamp),
+            deleting=metadata.deletion_timestamp is not None,
+            grace_seconds=metadata.deletion_grace_period_seconds,
+            phase=sys.intern(status.phase or ""),
+            reason=sys.intern(status.reason or ""),
+            node=sys.intern(spec.node_name or ""),
+            annotations=self._ours(metadata.annotations),
+            labels=self._ours(metadata.labels),
+            gates=tuple(sys.intern(gate.name) for gate in spec.scheduling_gates or ()),
+            restart_policy=sys.intern(spec.restart_policy or "Always"),
+            owner=_controller(metadata.owner_references),
+            containers=containers,
+            sidecar=self._sidecar(spec, containers),
+        )
+
+    def _ours(self, items: dict[str, str] | None) -> dict[str, str]:
+        # The names are the same in every pod, and longer than most values: keep each once.
+        return {sys.intern(name): value for name, value in (items or {}).items() if name.startswith(self._prefix)}
+
+    def _sidecar(self, spec: _Spec, containers: tuple[ContainerView, ...]) -> SidecarView | None:
+        declared = (*(spec.init_containers or ()), *(spec.containers or ()))
+        for container, view in zip(declared, containers, strict=True):
+            if container.name == self._sidecar_name:
+                semaphore, permit = (container.args or [])[-2:] if len(container.args or ()) > 1 else ("", "")
+                return SidecarView(sys.intern(semaphore), permit, view)
+        return None
+
+
+def _containers(
+    declared: list[_Container] | None, reported: list[_ContainerStatus] | None, *, init: bool
+) -> Iterator[ContainerView]:
+    statuses = {status.name: status for status in reported or ()}
+    for container in declared or ():
+        status = statuses.get(container.name)
+        native = init and container.restart_policy == "Always"
+        if status is None:
+            yield ContainerView(sys.intern(container.name), init, native, "", None, started=False)
+            continue
+        ended = status.state.terminated
+        running = status.state.running is not None
+        yield ContainerView(
+            sys.intern(container.name),
+            init,
+            native,
+            "terminated" if ended else "running" if running else "waiting",
+            ended.exit_code if ended else None,
+            started=running and status.started is True,
+        )
+
+
+def _controller(references: list[_OwnerReference] | None) -> Owner | None:
+    for owner in references or ():
+        if owner.controller:
+            return Owner(
+                sys.intern(owner.api_version), sys.intern(owner.kind), sys.intern(owner.name), sys.intern(owner.uid)
+            )
+    return None
+
+
+def _seconds(timestamp: str | None) -> float:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
