@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.controller.decide import (
     Action,
     Grant,
@@ -20,7 +21,7 @@ from at_least_semaphore_pod_hook.controller.decide import (
 )
 from at_least_semaphore_pod_hook.controller.kube import OWNERS, Written
 from at_least_semaphore_pod_hook.controller.reflector import Change, ChangeKind
-from at_least_semaphore_pod_hook.errors import UnavailableError
+from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome, SemaphoreKey
 
 if TYPE_CHECKING:
@@ -246,13 +247,15 @@ class Controller:
             self.look_at(semaphore)
 
     async def _grant(self, semaphore: SemaphoreKey, state: SemaphoreState, pod: PodView) -> None:
-        annotations = {name.removeprefix(self._prefix): value for name, value in pod.annotations.items()}
-        expiration, length = annotations.get("expiration", ""), annotations.get("length", "")
-        if not (expiration.isdecimal() and length.isdecimal()):
+        try:
+            demand = pod_annotations.parse(pod.annotations, self._prefix)
+        except InvalidInputError as error:
+            logger.warning("pod not served", extra={"semaphore": str(semaphore), "pod": pod.name, "reason": str(error)})
             return
-        wish = AcquireRequest(
-            semaphore, state.length or int(length), int(expiration), permit_of(pod), identity=pod.uid, pod=pod.name
-        )
+        if demand is None:
+            return
+        length = state.length or demand.length
+        wish = AcquireRequest(semaphore, length, demand.expiration, permit_of(pod), identity=pod.uid, pod=pod.name)
         acquired = (await self._service.acquire(wish, GRANT_SECONDS)).acquired
         if acquired.outcome is Outcome.FULL:
             return
