@@ -45,10 +45,10 @@ class Case(NamedTuple):
 CONNECTIONS = (16, 64)
 
 
-def resident_mb(pid: int) -> float:
-    """Return a process's resident memory in MB (10^6 bytes)."""
+def resident_mib(pid: int) -> float:
+    """Return a process's resident memory in MiB."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def accepts(port: int) -> bool:
@@ -95,15 +95,15 @@ def measure(scratch: Path, seconds: float, rounds: int) -> None:
     with RedisServer(scratch / "redis") as store:
         flags = [f"--redis-addresses={store.address}", f"--queue-redis-address={store.address}"]
         with WebhookProcess(scratch / "webhook", flags=flags, python=PYTHON) as webhook:
-            memory = [f"{resident_mb(webhook.process.pid):.1f} MB idle"]
+            memory = [f"{resident_mib(webhook.process.pid):.1f} MiB idle"]
             rows: dict[Case, tuple[load.Result, load.Result]] = {}
             with noop_server(webhook.certificates, scratch / "noop.log") as noop:
                 subjects = {"no-op": noop, "webhook": webhook.url}
                 for connections in CONNECTIONS:
                     cases = [Case(client, connections, keys) for client in CLIENTS for keys in (64, 1)]
                     rows |= compare(cases, subjects, webhook.directory / "fresh" / "ca.crt", scratch, seconds, rounds)
-                    memory.append(f"{resident_mb(webhook.process.pid):.1f} MB after {connections} connections")
-        small = sidecar_mb(store, scratch)
+                    memory.append(f"{resident_mib(webhook.process.pid):.1f} MiB after {connections} connections")
+        small = sidecar_mib(store, scratch)
     print(f"\n{'':36}{'no-op/s':>9}{'webhook/s':>11}{'ratio':>7}{'p50 ms':>8}{'p99 ms':>8}")
     for case, (base, ours) in rows.items():
         ratio = ours.per_second / base.per_second
@@ -111,7 +111,7 @@ def measure(scratch: Path, seconds: float, rounds: int) -> None:
     for client in CLIENTS:
         spread, single = (rows[Case(client, 16, keys)][1].per_second for keys in (64, 1))
         print(f"{client}: one key beside 64 keys, 16 connections: {single / spread:.2f} of the rate")
-    print(f"resident memory: webhook {', '.join(memory)}; sidecar {small:.1f} MB")
+    print(f"resident memory: webhook {', '.join(memory)}; sidecar {small:.1f} MiB")
 
 
 def compare(
@@ -150,14 +150,14 @@ def _median(results: list[load.Result]) -> load.Result:
     )
 
 
-def sidecar_mb(store: RedisServer, scratch: Path) -> float:
-    """Return a sidecar's resident memory after its first renewals, in MB."""
+def sidecar_mib(store: RedisServer, scratch: Path) -> float:
+    """Return a sidecar's resident memory after its first renewals, in MiB."""
     argv = [*PYTHON, "-m", "at_least_semaphore_pod_hook", "sidecar", f"--queue-redis-address={store.address}"]
     process = Process("sidecar", [*argv, "default/key", "0123456789abcdef"], scratch / "sidecar.log")
     process.start()
     try:
         time.sleep(1)
-        return resident_mb(process.pid)
+        return resident_mib(process.pid)
     finally:
         process.terminate()
 
