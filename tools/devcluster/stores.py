@@ -90,7 +90,7 @@ class RedisServer(_Server):
         arguments: Sequence[str] = (),
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.kind, binary = _redis_binary(prefer)
+        self.kind, binary = redis_binary(prefer)
         port = port or free_port()
         argv = [str(binary), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", ""]
         argv += ["--daemonize", "no", "--appendonly", "yes" if appendonly else "no", "--appendfsync", "always"]
@@ -144,7 +144,8 @@ class EtcdServer(_Server):
             return False
 
 
-def _redis_binary(prefer: Literal["redis", "valkey"]) -> tuple[Literal["redis", "valkey"], Path]:
+def redis_binary(prefer: Literal["redis", "valkey"]) -> tuple[Literal["redis", "valkey"], Path]:
+    """Find a server and say which it is; DevClusterError where there is none."""
     installed = shutil.which("redis-server")
     carried = _carried_valkey()
     if installed and (prefer == "redis" or carried is None):
