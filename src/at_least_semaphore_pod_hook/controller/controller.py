@@ -112,9 +112,9 @@ class Controller:
         self._on_release = on_release
         self._clock = clock
         self._watched = Watched()
-        self._dirty: asyncio.Queue[SemaphoreKey] = asyncio.Queue()
-        self._queued: set[SemaphoreKey] = set()
-        self._locks: dict[SemaphoreKey, asyncio.Lock] = {}
+        self._queue: asyncio.Queue[SemaphoreKey] = asyncio.Queue()
+        self._dirty: set[SemaphoreKey] = set()
+        self._under_way: set[SemaphoreKey] = set()
         self._missing_since: dict[str, float] = {}
         self._looks: dict[SemaphoreKey, asyncio.TimerHandle] = {}
 
@@ -125,10 +125,15 @@ class Controller:
             self.look_at(semaphore)
 
     def look_at(self, semaphore: SemaphoreKey) -> None:
-        """See to a semaphore soon."""
-        if semaphore not in self._queued:
-            self._queued.add(semaphore)
-            self._dirty.put_nowait(semaphore)
+        """See to a semaphore soon.
+
+        One that is being seen to is seen to once more after it, never by two workers at once (the way of the work queue
+        of Kubernetes' client-go).
+        """
+        if semaphore not in self._dirty:
+            self._dirty.add(semaphore)
+            if semaphore not in self._under_way:
+                self._queue.put_nowait(semaphore)
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -165,18 +170,18 @@ class Controller:
 
     async def _work(self) -> None:
         while True:
-            semaphore = await self._dirty.get()
-            self._queued.discard(semaphore)
-            lock = self._locks.setdefault(semaphore, asyncio.Lock())
-            async with lock:
-                try:
-                    await self.reconcile(semaphore)
-                except UnavailableError as error:
-                    logger.warning("semaphore not seen to", extra={"semaphore": str(semaphore), "reason": str(error)})
-                except Exception:
-                    logger.exception("semaphore not seen to", extra={"semaphore": str(semaphore)})
-            if not lock.locked():
-                self._locks.pop(semaphore, None)
+            semaphore = await self._queue.get()
+            self._dirty.discard(semaphore)
+            self._under_way.add(semaphore)
+            try:
+                await self.reconcile(semaphore)
+            except UnavailableError as error:
+                logger.warning("semaphore not seen to", extra={"semaphore": str(semaphore), "reason": str(error)})
+            except Exception:
+                logger.exception("semaphore not seen to", extra={"semaphore": str(semaphore)})
+            self._under_way.discard(semaphore)
+            if semaphore in self._dirty:
+                self._queue.put_nowait(semaphore)
 
     async def reconcile(self, semaphore: SemaphoreKey) -> None:
         """Bring a semaphore in step with its pods. Raises UnavailableError where store or API do not answer."""
