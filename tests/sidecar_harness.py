@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(at_least_semaphore_pod_hook.__file__).parent
 ACQUIRE = (PACKAGE / "stores/redis/scripts/acquire.lua").read_text()
+RELEASE = (PACKAGE / "stores/redis/scripts/release.lua").read_text()
 SEMAPHORE = "ns/key"
 QUEUE, INFLIGHT, HOLDERS = "queue/{ns/key}", "inflight/{ns/key}", "inflight/{ns/key}/holders"
-DENIED = "queue/{ns/key}/denied"
+DENIED, ENDED = "queue/{ns/key}/denied", "inflight/{ns/key}/ended"
+KEYS = (QUEUE, INFLIGHT, HOLDERS, DENIED, ENDED)
 
 
 def until(condition: Callable[[], Any], timeout: float = 5.0) -> Any:
@@ -89,10 +91,12 @@ class Server:
 
     def acquire(self, permit: str = "p1", lease_ms: int = 60_000, length: int = 2) -> None:
         self.client.hset(QUEUE, "length", str(length))
-        reply = self.client.eval(
-            ACQUIRE, 4, QUEUE, INFLIGHT, HOLDERS, DENIED, permit, "", "identity", "pod-", 0, lease_ms, 30000, 0, 0, ""
-        )
+        reply = self.client.eval(ACQUIRE, 5, *KEYS, permit, "", "identity", "pod-", 0, lease_ms, 30000, 0, 0, "")
         assert reply[0] == "granted"
+
+    def end(self, permit: str = "p1") -> None:
+        """Give a permit back as the controller does where the pod's other containers have ended."""
+        self.client.eval(RELEASE, 5, *KEYS, permit, "", 1)
 
     def holder(self, permit: str = "p1") -> dict[str, Any] | None:
         stored = self.client.hget(HOLDERS, permit)

@@ -65,6 +65,8 @@ class RedisSubject(Subject):
         for name in self.client.scan_iter(match="inflight/*", _type="ZSET"):
             for permit in self.client.zrange(name, 0, -1):
                 self.client.zincrby(name, -milliseconds, permit)
+                if name.endswith("/ended"):
+                    continue
                 holder = json.loads(self.client.hget(f"{name}/holders", permit))
                 holder["granted"] -= milliseconds
                 holder["renewed"] -= milliseconds

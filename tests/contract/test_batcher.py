@@ -106,7 +106,8 @@ async def test_out_of_memory_ends_grants_and_keeps_holders(store: RedisStore, se
         await store.acquire(wish(2))
     assert await store.renew(KEY, "permit-1", "pod") == 60_000
     assert await store.reclaim(KEY) == 0
-    assert await store.release(KEY, "permit-1")
+    assert await store.release(KEY, "permit-1", ended=True)
+    assert await store.renew(KEY, "permit-1", "pod") == -1
 
 
 async def test_keys_that_are_none_of_ours_are_passed_over(store: RedisStore, server: Server) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from at_least_semaphore_pod_hook.errors import StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import (
+    ENDED_SECONDS,
     FRESH_SECONDS,
     AcquireRequest,
     Fence,
@@ -355,3 +356,64 @@ async def test_a_reservation_is_given_back_under_any_name(subject: Subject) -> N
     for permit, pod in (("a", ""), ("b", "pod-b-1")):
         await subject.store.acquire(wish(permit))
         assert await subject.store.release(KEY, permit, pod) is True
+
+
+async def test_a_sidecar_learns_that_its_pod_has_ended(subject: Subject) -> None:
+    await create(subject)
+    for permit in "ab":
+        await subject.store.acquire(wish(permit))
+        assert await subject.store.renew(KEY, permit, f"pod-{permit}-1") == 60_000
+    assert await subject.store.release(KEY, "a", ended=True) is True
+    assert await subject.store.renew(KEY, "a", "pod-a-1") == -1
+    assert await subject.store.renew(KEY, "a") == -1
+    assert await subject.store.keep(KEY, "a", "pod-a-1", "uid-1") == 0
+    # One that was given back without a word of its pod is only lost.
+    assert await subject.store.release(KEY, "b") is True
+    assert await subject.store.renew(KEY, "b", "pod-b-1") == 0
+    assert (await subject.store.state(KEY)).free == 3
+
+
+async def test_the_end_of_a_pod_is_noted_where_its_permit_is_free_already(subject: Subject) -> None:
+    assert await subject.store.release(KEY, "a", ended=True) is False
+    assert await subject.store.renew(KEY, "a", "pod-a-1") == -1
+    # A note is no permit, and no semaphore.
+    assert (await subject.store.state(KEY)).held == 0
+    assert [key async for key in subject.store.semaphores()] == []
+    assert await subject.store.renew(SemaphoreKey("other", KEY.key), "a", "pod-a-1") == 0
+
+
+async def test_a_permit_that_another_pod_confirmed_ends_with_that_pod_alone(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a"))
+    await subject.store.renew(KEY, "a", "pod-1")
+    before = subject.dump()
+    assert await subject.store.release(KEY, "a", "pod-2", ended=True) is False
+    assert subject.dump() == before
+    assert await subject.store.release(KEY, "a", "pod-1", ended=True) is True
+    assert await subject.store.renew(KEY, "a", "pod-1") == -1
+
+
+async def test_a_permit_that_is_granted_anew_is_alive(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.release(KEY, "a", ended=True)
+    assert (await subject.store.acquire(wish("a", dry_run=True))).outcome is Outcome.GRANTED
+    assert await subject.store.renew(KEY, "a") == -1
+    assert (await subject.store.acquire(wish("a"))).outcome is Outcome.GRANTED
+    assert await subject.store.renew(KEY, "a") == 60_000
+    await subject.store.release(KEY, "a")
+    assert await subject.store.renew(KEY, "a") == 0
+
+
+async def test_the_end_of_a_pod_is_remembered_for_an_hour(subject: Subject) -> None:
+    await subject.store.release(KEY, "a", ended=True)
+    await subject.store.release(KEY, "b", ended=True)
+    subject.advance(ENDED_SECONDS - 5)
+    assert await subject.store.renew(KEY, "a") == -1
+    # Noted anew, it counts from now.
+    await subject.store.release(KEY, "b", ended=True)
+    subject.advance(6)
+    assert await subject.store.renew(KEY, "a") == 0
+    assert await subject.store.renew(KEY, "b") == -1
+    with_both = len(repr(subject.dump()))
+    await subject.store.release(KEY, "b", ended=True)
+    assert len(repr(subject.dump())) < with_both

@@ -68,11 +68,11 @@ class FaultyStore(MemoryStore):
         if name not in {"acquire", "release", "begin", "set_length", "reclaim"}:
             return found
 
-        async def wrapped(*args: Any) -> Any:
+        async def wrapped(*args: Any, **named: Any) -> Any:
             self.calls.append(name)
             timeout = args[1] if name == "acquire" and len(args) > 1 else None
             await self._fault(name, "before", timeout)
-            result = await found(*args)
+            result = await found(*args, **named)
             await self._fault(name, "after", timeout)
             return result
 

@@ -42,22 +42,28 @@ class Store(Protocol):
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """Extend a permit's lease by its expiration and note its pod's name.
 
-        Returns the lease in milliseconds; 0 where the permit is not held, or was confirmed by a pod of another name. An
-        expired permit that nobody reclaimed yet is revived as long as the semaphore is not full without it.
+        Returns the lease in milliseconds; 0 where the permit is not held, or was confirmed by a pod of another name; -1
+        where it is not held and `release` has noted within the last hour that its pod has ended, so that its sidecar
+        has nothing left to do. An expired permit that nobody reclaimed yet is revived as long as the semaphore is not
+        full without it.
         """
         ...
 
     async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
         """Renew on behalf of a pod that was seen in the API, and note its name and UID.
 
-        As `renew`, but it says nothing of the pod's sidecar.
+        As `renew`, but it says nothing of the pod's sidecar, and never returns -1.
         """
         ...
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
         """Give a permit back; with a pod's name, only where no other pod has confirmed it.
 
-        Returns False, and changes nothing, where it is free already or another's.
+        With `ended` it also notes, for an hour, that the other containers of the permit's pod are over, where the
+        permit is free already as well. A grant under the same name clears the note.
+
+        Returns False where it is free already, and changes nothing else then; False, without any change, where it is
+        another's.
         """
         ...
 

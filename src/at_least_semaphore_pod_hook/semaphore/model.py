@@ -14,6 +14,11 @@ FRESH_SECONDS = 30
 The API server gives a webhook at most 30 s (Kubernetes documentation, "Dynamic Admission Control", timeouts), so a
 reinvocation that comes later than that belongs to another request.
 """
+ENDED_SECONDS = 3600
+"""How long it is remembered that a permit's pod has ended: long enough for a sidecar that was cut off from the store.
+
+The scripts of the Redis store have the same number.
+"""
 
 
 class SemaphoreKey(NamedTuple):

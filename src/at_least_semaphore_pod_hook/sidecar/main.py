@@ -51,7 +51,15 @@ class _Holding:
         self._log = log
         self._connection = Connection(settings.common.queue_redis_address, signals)
         semaphore = f"{{{settings.namespace}/{settings.key}}}"
-        self._keys = (f"queue/{semaphore}", f"inflight/{semaphore}", f"inflight/{semaphore}/holders")
+        inflight = f"inflight/{semaphore}"
+        # In the order of every script's KEYS, whether it uses them or not.
+        self._keys = (
+            f"queue/{semaphore}",
+            inflight,
+            f"{inflight}/holders",
+            f"queue/{semaphore}/denied",
+            f"{inflight}/ended",
+        )
         self._renew, self._release = Script("renew"), Script("release", whole=True)
         self._schedule = policy.Schedule(time.monotonic())
         self._health = policy.Health()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook.errors import StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import (
+    ENDED_SECONDS,
     FRESH_SECONDS,
     Acquired,
     AcquireRequest,
@@ -50,6 +51,7 @@ class _Semaphore:
     fences: dict[str, int] = field(default_factory=dict)
     permits: dict[str, _Held] = field(default_factory=dict)
     denied: dict[str, int] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
 
     def live(self, now_ms: int) -> list[tuple[str, _Held]]:
         return [(permit, held) for permit, held in self.permits.items() if held.lease_end_ms > now_ms]
@@ -105,6 +107,7 @@ class MemoryStore:
         if not request.dry_run:
             lease_ms = request.expiration_seconds * 1000
             semaphore.denied.pop(request.owner, None)
+            semaphore.ended.pop(request.permit, None)
             semaphore.token = token
             semaphore.permits = dict(live)
             semaphore.permits[request.permit] = _Held(
@@ -116,7 +119,9 @@ class MemoryStore:
         """See `Store.renew`."""
         held = self._extend(key, permit, pod)
         if held is None:
-            return 0
+            semaphore = self._get(key)
+            noted = permit not in semaphore.permits and permit in semaphore.ended
+            return -1 if noted and semaphore.ended[permit] > self._now_ms() - ENDED_SECONDS * 1000 else 0
         held.confirmed = True
         held.renewed_ms = self._now_ms()
         return held.lease_ms
@@ -141,10 +146,17 @@ class MemoryStore:
         held.lease_end_ms = now + held.lease_ms
         return held
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
         """See `Store.release`."""
         permits = self._get(key).permits
-        if permit not in permits or permits[permit].is_of_another(pod):
+        if permit in permits and permits[permit].is_of_another(pod):
+            return False
+        if ended:
+            semaphore = self._semaphores.setdefault(key, _Semaphore())
+            now = self._now_ms()
+            noted = {other: at for other, at in semaphore.ended.items() if at > now - ENDED_SECONDS * 1000}
+            semaphore.ended = noted | {permit: now}
+        if permit not in permits:
             return False
         del permits[permit]
         for listener in self._listeners:

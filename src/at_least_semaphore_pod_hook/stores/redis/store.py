@@ -62,10 +62,10 @@ _queue_pattern = re.compile(rb"queue/\{([a-z0-9-]+)/([A-Za-z0-9._-]+)\}")
 _record = msgspec.json.Decoder(_Record)
 
 
-def _keys(key: SemaphoreKey) -> tuple[str, str, str, str]:
+def _keys(key: SemaphoreKey) -> tuple[str, str, str, str, str]:
     """All keys of a semaphore share a hash tag, and so a slot of a Redis Cluster."""
     tag = f"{{{key.namespace}/{key.key}}}"
-    return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders", f"queue/{tag}/denied"
+    return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders", f"queue/{tag}/denied", f"inflight/{tag}/ended"
 
 
 class RedisStore:
@@ -115,9 +115,9 @@ class RedisStore:
         """See `Store.keep`."""
         return int(await self._batcher.call(RENEW, _keys(key), (permit, pod, uid)))
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "") -> bool:
+    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
         """See `Store.release`."""
-        return bool(await self._batcher.call(RELEASE, _keys(key), (permit, pod)))
+        return bool(await self._batcher.call(RELEASE, _keys(key), (permit, pod, int(ended))))
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`. Large numbers are taken back in batches, so that nobody waits long behind them."""

@@ -5,6 +5,7 @@
 -- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, uid, token, lease (ms), granted (ms),
 --                                       renewed (ms), confirmed
 -- KEYS[4] queue/{semaphore}/denied      sorted set: owner of denied pods -> when it was first denied, ms since the epoch
+-- KEYS[5] inflight/{semaphore}/ended    sorted set: permit whose pod has ended -> when that was noted, ms since the epoch
 -- ARGV[1] permit to grant   ARGV[2] permit that the pod carries, or ''   ARGV[3] identity   ARGV[4] pod
 -- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
 -- ARGV[8] '1' for a dry run: nothing is written   ARGV[9] in a dry run: the length to assume, 0 for the stored one
@@ -72,6 +73,7 @@ if ARGV[10] ~= '' then
   redis.call('ZREM', KEYS[4], ARGV[10])
 end
 redis.call('HSET', KEYS[1], 'token', token_text)
+redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
   identity = ARGV[3], pod = ARGV[4], token = token_text,

@@ -1,8 +1,12 @@
--- Give a permit back.
+#!lua flags=allow-oom
+-- Give a permit back, and note that its pod has ended where that is known. Allowed when the store is out of memory: it
+-- takes next to none, and nobody comes back to note it later.
 --
--- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
+-- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders
+-- KEYS[5] inflight/{semaphore}/ended (see acquire.lua)
 -- ARGV[1] permit   ARGV[2] the name of the pod that gives it back, or ''
--- Returns 1; 0 where the permit is not held, or was confirmed by a pod of another name.
+-- ARGV[3] '1' to note for an hour that the pod's other containers have ended, whether it holds the permit or not
+-- Returns 1; 0 where the permit is not held, or was confirmed by a pod of another name, of which nothing is noted.
 -- Whoever waits hears of it on the channel that is named as KEYS[1].
 local stored = ARGV[2] ~= '' and redis.call('HGET', KEYS[3], ARGV[1])
 if stored then
@@ -15,5 +19,12 @@ redis.call('HDEL', KEYS[3], ARGV[1])
 local released = redis.call('ZREM', KEYS[2], ARGV[1])
 if released == 1 then
   redis.call('PUBLISH', KEYS[1], 'released')
+end
+if ARGV[3] == '1' then
+  local clock = redis.call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - 3600000)
+  redis.call('ZADD', KEYS[5], now, ARGV[1])
+  redis.call('PEXPIRE', KEYS[5], 3600000)
 end
 return released
