@@ -22,6 +22,7 @@ REDIS_SCHEMES = {"redis": False, "rediss": True}
 ETCD_SCHEMES = {"http": False, "https": True}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
+RELEASE_ON = ("sigterm", "exit")
 MAX_GRACE_SECONDS = 86_400
 
 
@@ -216,6 +217,23 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             metavar="SECONDS",
             text="how long it keeps trying to give the permit back",
         )
+        _flag(
+            sidecar,
+            "--release-on",
+            default="sigterm",
+            choices=RELEASE_ON,
+            text="give the permit back on SIGTERM, or when the pod's other containers have ended",
+        )
+        _flag(
+            sidecar,
+            "--end-with-pod",
+            default="false",
+            type=_boolean,
+            nargs="?",
+            const=True,
+            metavar="true|false",
+            text="end within seconds of the pod's other containers, so that a Job's pod completes",
+        )
         sidecar.add_argument("semaphore", type=_semaphore, metavar="<namespace>/<key>", help="the semaphore")
         sidecar.add_argument("permit", type=_permit, help="the permit that the webhook took for this pod")
     return parser
@@ -309,6 +327,8 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
             permit=given["permit"],
             pod=os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", ""),
             termination_grace_period_seconds=given["termination_grace_period_seconds"],
+            release_on=given["release_on"],
+            end_with_pod=given["end_with_pod"],
         )
     variant = os.environ.get("VARIANT", "")
     if variant and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", variant):

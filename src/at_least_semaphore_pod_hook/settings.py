@@ -80,7 +80,14 @@ class Webhook(NamedTuple):
 
 
 class Sidecar(NamedTuple):
-    """The sidecar's settings. `pod` is the pod's own name where it is known; the grace period is in seconds."""
+    """The sidecar's settings.
+
+    Attributes:
+        pod: The pod's own name where it is known.
+        termination_grace_period_seconds: How long it keeps trying to give the permit back.
+        release_on: When it gives the permit back: "sigterm", or "exit" of the pod's other containers.
+        end_with_pod: Whether to end soon after the pod's other containers, unasked.
+    """
 
     common: Common
     namespace: str
@@ -88,6 +95,8 @@ class Sidecar(NamedTuple):
     permit: str
     pod: str
     termination_grace_period_seconds: float
+    release_on: str = "sigterm"
+    end_with_pod: bool = False
 
 
 def parse_address(text: str, schemes: dict[str, bool], default_port: int) -> Address:

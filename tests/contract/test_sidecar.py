@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     Starter = Callable[..., Process]
 
 GRACE = "--termination-grace-period-seconds"
+UNTIL_EXIT = "--release-on=exit"
+END_WITH_POD = "--end-with-pod=true"
 MAX_RSS_KB = 12 * 1024
 
 
@@ -222,6 +224,109 @@ def test_a_killed_sidecars_permit_expires_by_its_lease(server: Server, new_sidec
 
     assert not free()
     until(free, 2)
+
+
+def renewed(server: Server) -> bool:
+    """Wait for one more renewal."""
+    before = server.lease_end()
+    return bool(until(lambda: server.lease_end() > before, 2))
+
+
+def test_it_ends_soon_after_the_pods_other_containers(server: Server, new_sidecar: Starter) -> None:
+    server.acquire()
+    sidecar = new_sidecar(server.address, END_WITH_POD)
+    until(server.confirmed)
+    # The lease alone would have it wait for 20 s.
+    assert renewed(server)
+    assert sidecar.process.poll() is None
+    start = time.monotonic()
+    server.end()
+    assert sidecar.process.wait(5) == 0
+    assert time.monotonic() - start < 1.5
+    assert [line["message"] for line in sidecar.lines()] == [
+        "confirmed the permit: renewed for 60000 ms, and again every 1 s",
+        "the pod's other containers have ended, and the permit is back: nothing left to do",
+    ]
+
+
+def test_without_the_flag_it_learns_of_the_end_with_its_next_renewal(server: Server, new_sidecar: Starter) -> None:
+    server.acquire(lease_ms=900)
+    sidecar = new_sidecar(server.address)
+    until(server.confirmed)
+    server.end()
+    assert sidecar.process.wait(5) == 0
+    assert "other containers have ended" in sidecar.lines()[-1]["message"]
+
+
+def test_a_sidecar_that_starts_after_the_end_ends_as_well(server: Server, new_sidecar: Starter) -> None:
+    server.acquire()
+    server.end()
+    assert new_sidecar(server.address).process.wait(5) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_holds_the_permit_until_the_others_have_ended(server: Server, new_sidecar: Starter, number: int) -> None:
+    server.acquire()
+    # Which does not bound the wait: the kubelet does.
+    sidecar = new_sidecar(server.address, UNTIL_EXIT, GRACE, "0")
+    until(server.confirmed)
+    sidecar.process.send_signal(number)
+    sidecar.says("holding the permit")
+    for _ in range(4):
+        assert renewed(server)
+    assert sidecar.process.poll() is None
+    start = time.monotonic()
+    server.end()
+    assert sidecar.process.wait(5) == 0
+    assert time.monotonic() - start < 1
+    assert [line["message"] for line in sidecar.lines()][1:] == [
+        "asked to stop, holding the permit until the pod's other containers have ended",
+        "the pod's other containers have ended, and the permit is back: nothing left to do",
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_gives_back_what_it_holds(server: Server, new_sidecar: Starter, number: int) -> None:
+    server.acquire()
+    sidecar = new_sidecar(server.address, UNTIL_EXIT)
+    until(server.confirmed)
+    sidecar.process.send_signal(signal.SIGTERM)
+    sidecar.says("holding the permit")
+    assert renewed(server)
+    code, seconds = sidecar.end(number)
+    assert code == 0
+    assert seconds < 1
+    assert server.holder() is None
+    assert sidecar.lines()[-1]["message"] == "gave the permit back"
+
+
+def test_who_has_no_permit_any_more_waits_for_nobody(server: Server, new_sidecar: Starter) -> None:
+    server.acquire(length=1)
+    sidecar = new_sidecar(server.address, UNTIL_EXIT)
+    until(server.confirmed)
+    server.client.zrem(INFLIGHT, "p1")
+    server.client.hdel(HOLDERS, "p1")
+    server.acquire("other", length=1)
+    code, seconds = sidecar.end()
+    assert code == 0
+    assert seconds < 1
+    assert server.client.zrange(INFLIGHT, 0, -1) == ["other"]
+    assert sidecar.lines("warning")[-1]["message"].startswith("the permit was not ours any more")
+
+
+def test_a_store_that_restarts_meanwhile_is_waited_for(server: Server, new_sidecar: Starter) -> None:
+    server.acquire()
+    sidecar = new_sidecar(server.address, UNTIL_EXIT, GRACE, "1")
+    until(server.confirmed)
+    server.stop()
+    sidecar.process.send_signal(signal.SIGTERM)
+    sidecar.says("the store is unavailable")
+    time.sleep(1.5)
+    assert sidecar.process.poll() is None
+    server.start()
+    sidecar.says("renewed the permit again")
+    server.end()
+    assert sidecar.process.wait(5) == 0
 
 
 def test_memory_and_the_time_to_the_first_renewal(

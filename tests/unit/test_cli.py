@@ -64,6 +64,14 @@ def test_native_sidecars_are_a_switch_that_takes_a_value() -> None:
     assert webhook("--enable-sidecar-containers=false").enable_sidecar_containers is False
 
 
+def test_a_sidecar_gives_back_on_sigterm_and_outlasts_its_pod_unless_told_otherwise() -> None:
+    assert (sidecar().release_on, sidecar().end_with_pod) == ("sigterm", False)
+    assert sidecar("--release-on=exit").release_on == "exit"
+    assert sidecar("--end-with-pod").end_with_pod is True
+    assert sidecar("--end-with-pod=true").end_with_pod is True
+    assert sidecar("--end-with-pod=false").end_with_pod is False
+
+
 def test_the_environment_sets_defaults_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AT_LEAST_SEMAPHORE_LOCK_MODE", "etcd")
     monkeypatch.setenv("AT_LEAST_SEMAPHORE_REDIS_ADDRESSES", "a:1,b:2")
@@ -119,6 +127,8 @@ def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
         (["sidecar", "ns/key"], "permit"),
         (["sidecar", "ns/key", "a b"], "permit"),
         ([*SIDECAR, "--termination-grace-period-seconds=soon"], "86400"),
+        ([*SIDECAR, "--release-on=sigkill"], "sigterm"),
+        ([*SIDECAR, "--end-with-pod=yes"], "true or false"),
         ([*SIDECAR, "--termination-grace-period-seconds=-1"], "--termination-grace-period-seconds"),
     ],
 )

@@ -27,6 +27,30 @@ def test_a_lost_permit_is_tried_again_at_the_interval() -> None:
     assert schedule.due == 12.0
 
 
+@pytest.mark.parametrize("longest", [policy.END_WITH_POD_SECONDS, policy.WAITING_SECONDS])
+def test_whoever_waits_for_the_pods_end_asks_often(longest: float) -> None:
+    schedule = policy.Schedule(0.0, longest)
+    schedule.renewed(1.0, 60_000)
+    assert schedule.due == 1.0 + longest
+    schedule.lost(2.0)
+    assert schedule.due == 2.0 + longest
+    for _ in range(9):
+        schedule.failed(20.0, 1.0)
+        assert schedule.due <= 20.0 + longest
+    # A short lease is renewed as often as ever.
+    schedule.renewed(30.0, 600)
+    assert schedule.due == pytest.approx(30.2)
+
+
+def test_a_hurry_begins_at_once() -> None:
+    schedule = policy.Schedule(0.0)
+    schedule.renewed(0.0, 60_000)
+    schedule.hurry(3.0, 0.5)
+    assert schedule.due == 3.0
+    schedule.renewed(3.1, 60_000)
+    assert schedule.due == 3.6
+
+
 def test_failures_back_off_until_one_succeeds() -> None:
     schedule = policy.Schedule(0.0)
     schedule.renewed(0.0, 60_000)
@@ -74,13 +98,13 @@ def test_the_release_leaves_a_moment_for_the_last_words(grace: float, budget: fl
 
 def test_a_permit_is_confirmed_once_and_then_renewed_quietly() -> None:
     health = policy.Health()
-    assert [level for level, _ in health.renewed(0.1, 0.0, 60_000)] == ["info"]
-    assert [level for level, _ in health.renewed(20.1, 20.0, 60_000)] == ["debug"]
+    assert [level for level, _ in health.renewed(0.1, 0.0, 60_000, 20.0)] == ["info"]
+    assert [level for level, _ in health.renewed(20.1, 20.0, 60_000, 20.0)] == ["debug"]
 
 
 def test_an_outage_is_logged_once_a_cause_with_reminders_and_its_end() -> None:
     health = policy.Health()
-    health.renewed(0.0, 0.0, 600_000)
+    health.renewed(0.0, 0.0, 600_000, 200.0)
     assert health.unavailable(10.0, "refused") == [("warning", "the store is unavailable, trying on: refused")]
     assert health.unavailable(11.0, "refused") == []
     assert health.unavailable(12.0, "loading") == [("warning", "the store is unavailable, trying on: loading")]
@@ -90,7 +114,7 @@ def test_an_outage_is_logged_once_a_cause_with_reminders_and_its_end() -> None:
         ("warning", "the store is still unavailable: refused, for 62 s"),
     ]
     assert health.unavailable(73.0, "refused") == []
-    assert health.renewed(80.0, 79.0, 600_000) == [("info", "renewed the permit again, after 70.0 s without")]
+    assert health.renewed(80.0, 79.0, 600_000, 200.0) == [("info", "renewed the permit again, after 70.0 s without")]
     assert len(health.unavailable(90.0, "refused")) == 1
 
 
@@ -102,7 +126,7 @@ def test_causes_that_never_repeat_do_not_fill_the_log() -> None:
 
 def test_a_lease_that_runs_out_meanwhile_is_an_error_said_once() -> None:
     health = policy.Health()
-    health.renewed(0.0, 0.0, 3_000)
+    health.renewed(0.0, 0.0, 3_000, 1.0)
     assert [level for level, _ in health.unavailable(2.9, "refused")] == ["warning"]
     assert [level for level, _ in health.unavailable(3.0, "refused")] == ["error"]
     assert health.unavailable(3.1, "refused") == []
@@ -113,5 +137,5 @@ def test_a_lost_permit_is_an_error_with_reminders() -> None:
     assert [level for level, _ in health.lost(0.0)] == ["error"]
     assert health.lost(5.0) == []
     assert health.lost(60.0) == [("error", "the permit is still not ours, for 60 s")]
-    assert [level for level, _ in health.renewed(61.0, 61.0, 3_000)] == ["info"]
+    assert [level for level, _ in health.renewed(61.0, 61.0, 3_000, 1.0)] == ["info"]
     assert [level for level, _ in health.lost(62.0)] == ["error"]

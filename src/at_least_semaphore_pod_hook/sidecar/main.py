@@ -1,4 +1,4 @@
-"""A permit's life in a pod: renewed until a signal comes, then given back."""
+"""A permit's life in a pod: renewed until a signal comes, then given back; or until the pod's end is heard of."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.settings import Sidecar
 
+NOT_OURS = "the permit was not ours any more, so there was none to give back"
+
 
 def run(settings: Sidecar) -> int:
     """Hold the permit until SIGTERM or SIGINT, then give it back.
 
-    The main thread's handlers of the two, and their mask, are this function's from here on. Nothing but a signal ends
-    it: a store that can't be reached and a permit that is lost are logged, and tried again.
+    The main thread's handlers of the two, and their mask, are this function's from here on. Nothing but a signal, or
+    the store's word that the pod's other containers have ended, ends it: a store that can't be reached and a permit
+    that is lost are logged, and tried again. Where `release_on` is "exit", the first signal gives nothing back: the
+    wait for that word is as long as the kubelet lets it be, and only a second signal cuts it short.
 
     Returns:
         The exit code: 0 where the permit is in circulation again, 1 where it could not be given back within the grace
@@ -31,8 +35,7 @@ def run(settings: Sidecar) -> int:
     try:
         _keep_standard_streams()
         holding = _Holding(settings, signals, Log(settings))
-        holding.renew_until_stopped()
-        return holding.release(time.monotonic())
+        return holding.hold()
     finally:
         signals.close()
 
@@ -61,39 +64,60 @@ class _Holding:
             f"{inflight}/ended",
         )
         self._renew, self._release = Script("renew"), Script("release", whole=True)
-        self._schedule = policy.Schedule(time.monotonic())
+        longest = policy.END_WITH_POD_SECONDS if settings.end_with_pod else policy.UNBOUNDED
+        self._schedule = policy.Schedule(time.monotonic(), longest)
         self._health = policy.Health()
+        self._waiting = False
 
-    def renew_until_stopped(self) -> None:
-        """Renew whenever it is due; returns when a signal asks to stop."""
-        try:
-            while True:
+    def hold(self) -> int:
+        """Renew whenever it is due, until a signal or the pod's end; then give back, and return the exit code."""
+        while True:
+            try:
                 self._connection.idle(self._schedule.due)
-                self._renew_once()
-        except StopRequested:
-            return
+                over = self._renew_once()
+            except StopRequested:
+                if self._waiting or self._settings.release_on != "exit":
+                    return self.release(time.monotonic())
+                self._wait_for_the_others()
+            else:
+                if over:
+                    return 0
 
-    def _renew_once(self) -> None:
+    def _wait_for_the_others(self) -> None:
+        self._waiting = True
+        self._signals.rearm()
+        self._schedule.hurry(time.monotonic(), policy.WAITING_SECONDS)
+        self._log.write("info", "asked to stop, holding the permit until the pod's other containers have ended")
+
+    def _renew_once(self) -> bool:
+        """Renew; returns whether there is nothing left to hold on to."""
         sent = time.monotonic()
         deadline = sent + policy.try_timeout(self._schedule.lease_ms)
         try:
             lease_ms = self._connection.call(
                 self._renew, self._keys, (self._settings.permit, self._settings.pod), deadline
             )
-            if not 0 <= lease_ms <= policy.MAX_LEASE_MS:
+            if not policy.ENDED <= lease_ms <= policy.MAX_LEASE_MS:
                 raise MalformedReplyError(f"a lease of {lease_ms} ms is not accepted")
         except StoreUnavailableError as error:
             now = time.monotonic()
             self._schedule.failed(now, _jitter())
             self._say(self._health.unavailable(now, str(error)))
-            return
+            return False
         now = time.monotonic()
+        if lease_ms == policy.ENDED:
+            self._log.write("info", "the pod's other containers have ended, and the permit is back: nothing left to do")
+            return True
         if lease_ms:
             self._schedule.renewed(sent, lease_ms)
-            self._say(self._health.renewed(now, sent, lease_ms))
-        else:
-            self._schedule.lost(sent)
-            self._say(self._health.lost(now))
+            self._say(self._health.renewed(now, sent, lease_ms, self._schedule.due - sent))
+            return False
+        if self._waiting:
+            self._log.write("warning", NOT_OURS)
+            return True
+        self._schedule.lost(sent)
+        self._say(self._health.lost(now))
+        return False
 
     def release(self, now: float) -> int:
         """Give the permit back, and return the exit code. The grace period counts from `now`."""
@@ -129,7 +153,7 @@ class _Holding:
         elif self._connection.unanswered:
             self._log.write("info", "gave the permit back, most likely by a try that got no answer")
         else:
-            self._log.write("warning", "the permit was not ours any more, so there was none to give back")
+            self._log.write("warning", NOT_OURS)
         return 0
 
     def _say(self, lines: list[tuple[str, str]]) -> None:

@@ -11,6 +11,17 @@ MAX_LEASE_MS = 7 * 86_400_000
 FIRST_BACKOFF = 0.1
 MAX_BACKOFF = 5.0
 MAX_RELEASE_BACKOFF = 1.0
+ENDED = -1
+"""What a renewal answers where the pod's other containers have ended, and the permit is back."""
+END_WITH_POD_SECONDS = 1.0
+"""The longest pause in seconds between renewals with --end-with-pod.
+
+A renewal is how the end is heard of, and a Job waits for that. Beside what the start of a pod takes, a second is
+little; more often would only load the store.
+"""
+WAITING_SECONDS = 0.5
+"""The same once a signal has come with --release-on=exit: the pod's deletion, and a waiting pod, are held up now."""
+UNBOUNDED = float("inf")
 MIN_TRY = 0.25
 MAX_TRY = 5.0
 REMINDER = 60.0
@@ -19,9 +30,9 @@ MIN_GRACE = 1.0
 LAST_WORDS = 0.25
 
 
-def interval(lease_ms: int) -> float:
-    """Return the seconds from one renewal to the next: a third of the lease, so that two may fail."""
-    return lease_ms / 3_000
+def interval(lease_ms: int, longest: float = UNBOUNDED) -> float:
+    """Return the seconds from one renewal to the next: a third of the lease, so that two may fail, within `longest`."""
+    return min(longest, lease_ms / 3_000)
 
 
 def try_timeout(lease_ms: int) -> float:
@@ -50,12 +61,17 @@ def release_budget(grace: float) -> float:
 
 
 class Schedule:
-    """When to renew. `due` is the moment; `lease_ms` is the lease as far as it is known."""
+    """When to renew.
 
-    __slots__ = ("due", "failures", "lease_ms")
+    `due` is the moment; `lease_ms` is the lease as far as it is known; `longest` is how many seconds may pass from one
+    renewal to the next, whatever the lease.
+    """
 
-    def __init__(self, now: float) -> None:
+    __slots__ = ("due", "failures", "lease_ms", "longest")
+
+    def __init__(self, now: float, longest: float = UNBOUNDED) -> None:
         self.due = now
+        self.longest = longest
         self.lease_ms = DEFAULT_LEASE_MS
         self.failures = 0
 
@@ -63,17 +79,22 @@ class Schedule:
         """Note a renewal; the lease counts from when it was sent at the earliest."""
         self.lease_ms = lease_ms
         self.failures = 0
-        self.due = sent + interval(lease_ms)
+        self.due = sent + interval(lease_ms, self.longest)
+
+    def hurry(self, now: float, longest: float) -> None:
+        """Renew at once, and from now on no later than `longest` seconds after each renewal."""
+        self.due = now
+        self.longest = longest
 
     def lost(self, sent: float) -> None:
         """Note that the permit is not held: the store answered, so there is no hurry."""
         self.failures = 0
-        self.due = sent + interval(self.lease_ms)
+        self.due = sent + interval(self.lease_ms, self.longest)
 
     def failed(self, now: float, jitter: float) -> None:
         """Note a try that failed."""
         self.failures += 1
-        self.due = now + backoff(self.failures, self.lease_ms, jitter)
+        self.due = now + backoff(self.failures, self.lease_ms, jitter, min(MAX_BACKOFF, self.longest))
 
 
 class Health:
@@ -91,8 +112,8 @@ class Health:
         self._expired = False
         self._causes: list[str] = []
 
-    def renewed(self, now: float, sent: float, lease_ms: int) -> list[tuple[str, str]]:
-        """Note a renewal that was sent at `sent` and answered at `now`."""
+    def renewed(self, now: float, sent: float, lease_ms: int, every: float) -> list[tuple[str, str]]:
+        """Note a renewal that was sent at `sent` and answered at `now`; the next follows after `every` seconds."""
         before, since = self._state, self._since
         confirmed = self._lease_end is not None
         self._lease_end, self._expired = sent + lease_ms / 1_000, False
@@ -100,9 +121,7 @@ class Health:
             return [("debug", f"renewed the permit for {lease_ms} ms")]
         self._enter("renewed", now)
         if not confirmed:
-            return [
-                ("info", f"confirmed the permit: renewed for {lease_ms} ms, and again every {interval(lease_ms):.3g} s")
-            ]
+            return [("info", f"confirmed the permit: renewed for {lease_ms} ms, and again every {every:.3g} s")]
         return [("info", f"renewed the permit again, after {now - since:.1f} s without")]
 
     def lost(self, now: float) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ MAX_POLL_MS = 3_600_000
 
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
-    """SIGTERM or SIGINT has come: raised once, by the wait that it ends."""
+    """SIGTERM or SIGINT has come: raised once, by the wait that it ends, and once more after `Signals.rearm`."""
 
 
 class Signals:
@@ -51,7 +51,7 @@ class Signals:
             Whether it was ready in time.
 
         Raises:
-            StopRequested: A signal asks to stop, and it is the first.
+            StopRequested: A signal asks to stop, and it is the first, or the first since `rearm`.
         """
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
@@ -73,6 +73,10 @@ class Signals:
         if not self.stopping and any(number in numbers for number in STOP):
             self.stopping = True
             raise StopRequested
+
+    def rearm(self) -> None:
+        """Have the next signal raise as well; those that came together count as one."""
+        self.stopping = False
 
     def close(self) -> None:
         """Give the pipe up; signals keep being ignored, as there is nothing left to stop."""
