@@ -246,7 +246,7 @@ class Controller:
         return not any(pod.namespace == semaphore.namespace and permit_of(pod) == holder.permit for pod in pods)
 
     async def _release(self, semaphore: SemaphoreKey, holder: Holder, reason: Reason) -> None:
-        if await self._store.release(semaphore, holder.permit):
+        if await self._store.release(semaphore, holder.permit, ended=reason in {Reason.ENDED, Reason.FINISHED}):
             self._on_release(reason)
             logger.info("permit reclaimed", extra=_about(semaphore, holder) | {"reason": reason.value})
             self.look_at(semaphore)
