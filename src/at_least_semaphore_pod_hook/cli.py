@@ -23,6 +23,7 @@ ETCD_SCHEMES = {"http": False, "https": True}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 RELEASE_ON = ("sigterm", "exit")
+WHEN_FULL = ("deny", "gate")
 MAX_GRACE_SECONDS = 86_400
 
 
@@ -297,6 +298,12 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         const=True,
         metavar="true|false",
         text="touch an annotation of the owners of denied pods when a permit is free, so that they try again at once",
+    )
+    flag(
+        "--when-full",
+        default="deny",
+        choices=WHEN_FULL,
+        text="deny a pod while no permit is free, or let it wait behind a scheduling gate, unless it says which itself",
     )
 
 

@@ -75,6 +75,7 @@ class Webhook(NamedTuple):
     health_probe_bind_address: Address
     kubeconfig: str
     wake_owners: bool
+    when_full: str
     queue_redis_address_flag: str
     variant: str
 

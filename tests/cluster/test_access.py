@@ -63,7 +63,7 @@ async def test_the_rights_are_enough_and_are_needed(plane: ControlPlane, kubecon
             await client.patch_pod("default", "rights-0", [{"op": "replace", "path": "/spec/nodeName", "value": "?"}])
         labels = {"app": "none"}
         template = {"metadata": {"labels": labels}, "spec": pod("x", "none")["spec"] | {"restartPolicy": "Always"}}
-        await api.request(
+        created = await api.request(
             "POST",
             "/apis/apps/v1/namespaces/default/replicasets",
             {
@@ -71,9 +71,12 @@ async def test_the_rights_are_enough_and_are_needed(plane: ControlPlane, kubecon
                 "spec": {"replicas": 0, "selector": {"matchLabels": labels}, "template": template},
             },
         )
-        assert await client.touch_owner("ReplicaSet", "default", "set", PREFIX + "wake", "1") is Written.DONE
+        owner = Reference("apps/v1", "ReplicaSet", "default", "set", created["metadata"]["uid"])
+        assert await client.touch_owner("ReplicaSet", "default", "set", PREFIX + "wake", "1") == owner
+        assert await client.create_event(owner, "Woken", "a permit is free", action="Wake") is Written.DONE
+        assert "a permit is free" in plane.kubectl("describe", "replicaset", "set").stdout
         for kind in OWNERS:
-            assert await client.touch_owner(kind, "default", "none", PREFIX + "wake", "1") is Written.MISSING
+            assert await client.touch_owner(kind, "default", "none", PREFIX + "wake", "1") is None
         about = Reference("v1", "Pod", "default", found.name, found.uid)
         assert await client.create_event(about, "Waiting", "at position 1", action="Wait") is Written.DONE
         gone = about._replace(namespace="nowhere")

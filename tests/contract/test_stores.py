@@ -65,6 +65,26 @@ async def test_a_repeated_acquire_takes_one_permit(subject: Subject) -> None:
     assert (again.outcome, again.permit, again.token, again.held) == (Outcome.RESUMED, "a", first.token, 1)
 
 
+async def test_a_pod_that_was_seen_gets_its_permit_once_however_often_it_asks(subject: Subject) -> None:
+    await create(subject)
+    seen = wish("uid-1", identity="uid-1", uid="uid-1")
+    first = await subject.store.acquire(seen)
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.permit, holder.uid, holder.token) == ("uid-1", "uid-1", first.token)
+    assert await subject.store.renew(KEY, "uid-1", "web-0") > 0
+    again = await subject.store.acquire(seen)
+    assert (again.outcome, again.token, again.held) == (Outcome.RESUMED, first.token, 1)
+
+
+async def test_a_permit_that_is_held_is_not_granted_to_another(subject: Subject) -> None:
+    await create(subject)
+    first = await subject.store.acquire(wish("a"))
+    other = await subject.store.acquire(wish("a", identity="another"))
+    assert (other.outcome, other.held) == (Outcome.FULL, 1)
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.token, holder.pod) == (first.token, "pod-a")
+
+
 async def test_a_carried_reservation_counts_only_for_its_own_request(subject: Subject) -> None:
     await create(subject)
     await subject.store.acquire(wish("a"))

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from at_least_semaphore_pod_hook.controller import connection
-from at_least_semaphore_pod_hook.controller.kube import Reference, WatchEvent, Written
+from at_least_semaphore_pod_hook.controller.kube import OWNERS, Reference, WatchEvent, Written
 from at_least_semaphore_pod_hook.controller.leases import LeaseView
 from at_least_semaphore_pod_hook.errors import ApiForbiddenError, ApiGoneError, ApiUnavailableError
 from tests.unit.api_server import Server, serving, status, stream, watched
@@ -143,16 +143,32 @@ async def test_only_the_api_server_itself_can_say_that_a_pod_is_gone(server: Ser
 async def test_how_a_patch_ends(
     server: Server, code: int, reason: str, details: dict[str, Any], written: Written
 ) -> None:
-    server.refuse(code, reason, **details)
+    server.answer(code, {"metadata": {"uid": "u"}} if code == 200 else status(code, reason, **details))
     patch = [{"op": "remove", "path": "/spec/schedulingGates/0"}]
     assert await server.kube.patch_pod("default", "web-0", patch) is written
-    assert await server.kube.touch_owner("Job", "default", "web", "a/b", "1") is written
+    touched = Reference("batch/v1", "Job", "default", "web", "u") if written is Written.DONE else None
+    assert await server.kube.touch_owner("Job", "default", "web", "a/b", "1") == touched
     pod, owner = server.requests
     assert (pod.method, pod.path) == ("PATCH", "/api/v1/namespaces/default/pods/web-0")
     assert pod.headers["Content-Type"] == "application/json-patch+json"
     assert owner.path == "/apis/batch/v1/namespaces/default/jobs/web"
     assert owner.headers["Content-Type"] == "application/merge-patch+json"
     assert server.bodies == [patch, {"metadata": {"annotations": {"a/b": "1"}}}]
+
+
+async def test_owners_of_every_kind(server: Server) -> None:
+    server.answer(200, {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": {"uid": "u"}})
+    touched = [await server.kube.touch_owner(kind, "default", "web", "a/b", "1") for kind in OWNERS]
+    assert [(owner.api_version, owner.kind) for owner in touched if owner] == [
+        ("apps/v1", "ReplicaSet"),
+        ("apps/v1", "StatefulSet"),
+        ("batch/v1", "Job"),
+        ("v1", "ReplicationController"),
+    ]
+    assert server.requests[-1].path == "/api/v1/namespaces/default/replicationcontrollers/web"
+    server.answer(200, [])
+    with pytest.raises(ApiUnavailableError, match="no object"):
+        await server.kube.touch_owner("Job", "default", "web", "a/b", "1")
 
 
 async def test_a_patch_that_makes_no_valid_pod_is_an_error(server: Server) -> None:
@@ -173,8 +189,9 @@ async def test_an_event(server: Server) -> None:
     assert await server.kube.create_event(regarding, "Waiting", "n", action="Wait") is Written.MISSING
     server.refuse(403, "Forbidden")
     with pytest.raises(ApiForbiddenError):
-        await server.kube.create_event(regarding, "Waiting", "n", action="Wait", warning=True)
+        await server.kube.create_event(regarding, "Waiting", "n", action="Wait", warning=True, at=1.5)
     assert server.bodies[-1]["type"] == "Warning"
+    assert server.bodies[-1]["eventTime"] == "1970-01-01T00:00:01.500000Z"
 
 
 async def test_leases(server: Server) -> None:

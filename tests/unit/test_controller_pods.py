@@ -9,7 +9,7 @@ import pytest
 
 from at_least_semaphore_pod_hook.controller.pods import ContainerView, Owner
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError
-from tests.unit.fakes import PREFIX
+from tests.unit.fakes import PREFIX, notes
 from tests.unit.views import DECODER, SIDECAR, document, pod_view
 
 ARGS = ["sidecar", "--flag", "default/key", "permit-1"]
@@ -57,7 +57,44 @@ def test_the_least_that_a_pod_has() -> None:
     pod = pod_view()
     assert (pod.deleting, pod.grace_seconds, pod.owner, pod.sidecar, pod.gates) == (False, None, None, None, ())
     assert pod.containers == (ContainerView("main", init=False, native=False, state="", exit_code=None, started=False),)
-    assert not any((pod.others_terminated, pod.others_ended, pod.sidecar_started, pod.finished))
+    assert not any((pod.others_ended, pod.sidecar_started, pod.finished))
+
+
+def test_a_waiter() -> None:
+    annotations = notes(arrived="1767323045250000")
+    spec = {
+        "schedulingGates": [{"name": PREFIX + "permit"}],
+        "initContainers": [NATIVE | {"args": ["sidecar", "default/key", "$(POD_UID)"]}],
+    }
+    pod = pod_view(uid="u-1", metadata={"annotations": annotations}, spec=spec)
+    assert (pod.gated, pod.permit, pod.length, pod.expiration) == (True, "u-1", 3, 60)
+    assert (pod.arrived, pod.came, pod.created) == (1767323045250000, 1767323045.25, 1767323045.0)
+    assert (pod.let_in().gated, pod.let_in().gates, pod.let_in().uid) == (False, (), "u-1")
+
+
+@pytest.mark.parametrize("stamp", ["", "x", "-1", "1", "9" * 17, "9" * 400])
+def test_a_stamp_that_cannot_be_true_moves_nobody_forward_by_more_than_a_second(stamp: str) -> None:
+    pod = pod_view(metadata={"annotations": notes(arrived=stamp)})
+    assert pod.came == pod.created == pod.place[0]
+
+
+def test_annotations_that_somebody_has_spoilt() -> None:
+    pod = pod_view(metadata={"annotations": notes(length="many")}, spec={"initContainers": [NATIVE]})
+    assert (pod.length, pod.expiration, pod.permit) == (0, 0, "permit-1")
+
+
+@pytest.mark.parametrize(
+    ("section", "release_on", "on_exit"),
+    [
+        ("initContainers", None, True),
+        ("initContainers", "sigterm", False),
+        ("containers", None, False),
+        ("containers", "exit", True),
+    ],
+)
+def test_when_the_permit_goes_back(section: str, release_on: str | None, on_exit: bool) -> None:
+    pod = pod_view(metadata={"annotations": notes(**{"release-on": release_on})}, spec={section: [NATIVE]})
+    assert pod.releases_on_exit is on_exit
 
 
 @pytest.mark.parametrize("section", ["initContainers", "containers"])
@@ -88,20 +125,20 @@ def test_a_started_sidecar() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "states", "deleting", "terminated", "for_good"),
+    ("policy", "states", "deleting", "for_good"),
     [
-        ("Never", [ended(), ended(1)], False, True, True),
-        ("Never", [ended(), RUNNING], False, False, False),
-        ("OnFailure", [ended(), ended()], False, True, True),
-        ("OnFailure", [ended(), ended(1)], False, True, False),
-        ("OnFailure", [ended(), ended(1)], True, True, True),
-        ("Always", [ended(), ended()], False, True, False),
-        ("Always", [ended(), ended()], True, True, True),
-        ("Always", [ended(), {"waiting": {"reason": "CrashLoopBackOff"}}], False, False, False),
+        ("Never", [ended(), ended(1)], False, True),
+        ("Never", [ended(), RUNNING], False, False),
+        ("OnFailure", [ended(), ended()], False, True),
+        ("OnFailure", [ended(), ended(1)], False, False),
+        ("OnFailure", [ended(), ended(1)], True, True),
+        ("Always", [ended(), ended()], False, False),
+        ("Always", [ended(), ended()], True, True),
+        ("Always", [ended(), {"waiting": {"reason": "CrashLoopBackOff"}}], False, False),
     ],
 )
 def test_whether_the_others_have_ended(
-    policy: str, states: list[dict[str, Any]], deleting: bool, terminated: bool, for_good: bool
+    policy: str, states: list[dict[str, Any]], deleting: bool, for_good: bool
 ) -> None:
     """Neither our sidecar, nor other native ones, nor init containers count."""
     spec = {
@@ -115,7 +152,7 @@ def test_whether_the_others_have_ended(
     }
     metadata = {"deletionTimestamp": "2026-01-02T03:05:05Z"} if deleting else {}
     pod = pod_view(spec=spec, status=status, metadata=metadata)
-    assert (pod.others_terminated, pod.others_ended) == (terminated, for_good)
+    assert pod.others_ended == for_good
 
 
 def test_an_ordinary_sidecar_is_not_waited_for() -> None:

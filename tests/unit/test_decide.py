@@ -11,11 +11,14 @@ from at_least_semaphore_pod_hook.controller.decide import (
     Observed,
     Reason,
     Release,
+    Resize,
+    Ungate,
     Wake,
     decide,
 )
 from at_least_semaphore_pod_hook.controller.pods import PodView
 from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreState
+from tests.unit.fakes import PREFIX, notes
 from tests.unit.views import SIDECAR, pod_view
 
 READY = {"phase": "Running", "containerStatuses": [{"name": "main", "started": True, "state": {"running": {}}}]}
@@ -32,6 +35,23 @@ def pod(permit: str = "p", *, uid: str = "u", started: bool = False, **parts: An
     return pod_view(uid=uid, spec=spec, status=status, **parts)
 
 
+def ordinary(main: dict[str, Any], **parts: Any) -> PodView:
+    """A pod with an ordinary sidecar that runs, and a container in this state."""
+    sidecar = {"name": SIDECAR, "args": ["sidecar", "default/key", "p"]}
+    spec = {"containers": [{"name": "main"}, sidecar]} | parts.pop("spec", {})
+    running = {"name": SIDECAR, "started": True, "state": {"running": {}}}
+    return pod_view(spec=spec, status={"containerStatuses": [{"name": "main", "state": main}, running]}, **parts)
+
+
+def waiter(name: str, stamp: int = 0, *, length: int = 3, second: int = 5, **parts: Any) -> PodView:
+    """A pod that waits behind our gate, and came at so many microseconds of a second."""
+    annotations = notes(length=str(length), arrived=str(1767323040000000 + second * 1_000_000 + stamp))
+    metadata = {"annotations": annotations, "creationTimestamp": f"2026-01-02T03:04:{second:02}Z"}
+    spec = {"schedulingGates": [{"name": PREFIX + "permit"}]} | parts.pop("spec", {})
+    metadata |= parts.pop("metadata", {})
+    return pod("$(POD_UID)", uid=name, name=name, spec=spec, metadata=metadata, **parts)
+
+
 def holder(permit: str = "p", **changes: Any) -> Holder:
     usual = Holder(permit, "web-0", 1, True, 50_000, "u", 60_000, 100_000, 10_000)
     return usual._replace(**changes)
@@ -44,7 +64,7 @@ def decided(
     *holders: Holder, pods: list[PodView] | None = None, length: int = 3, denied: tuple[str, ...] = (), **changes: Any
 ) -> list[Action]:
     state = SemaphoreState(length, holders, denied)
-    return decide(Observed(state, pods or [], set(), 15_000, set())._replace(**changes))
+    return decide(Observed(state, pods or [], {}, 15_000, {})._replace(**changes))
 
 
 def test_a_running_pod_that_renews_is_left_alone() -> None:
@@ -69,18 +89,24 @@ def test_a_running_pods_permit_is_kept_and_suspect_when_its_sidecar_is_silent() 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_finished_pods_permit_is_taken_back(phase: str) -> None:
-    assert decided(holder(), pods=[pod(status={"phase": phase})]) == [Release(holder(), Reason.FINISHED)]
+    finished = pod(status={"phase": phase})
+    assert decided(holder(), pods=[finished]) == [Release(holder(), Reason.FINISHED, finished)]
 
 
 def test_a_pod_whose_containers_have_ended_for_good_needs_no_permit() -> None:
+    over = ordinary({"terminated": {"exitCode": 0}}, spec={"restartPolicy": "Never"})
+    assert decided(holder(), pods=[over]) == [Release(holder(), Reason.ENDED, over)]
+    assert decided(holder(), pods=[ordinary({"running": {}}, spec={"restartPolicy": "Never"})]) == []
+
+
+def test_a_native_sidecar_ends_by_itself_when_the_others_have() -> None:
     ended = {"containerStatuses": [{"name": "main", "state": {"terminated": {"exitCode": 0}}}]}
-    native = {"name": SIDECAR, "restartPolicy": "Always", "args": ["sidecar", "default/key", "p"]}
-    spec = {"containers": [{"name": "main"}], "initContainers": [native], "restartPolicy": "Never"}
-    assert decided(holder(), pods=[pod(started=True, spec=spec, status=ended)]) == [Release(holder(), Reason.ENDED)]
+    assert decided(holder(), pods=[pod(started=True, spec={"restartPolicy": "Never"}, status=ended)]) == []
 
 
 def test_a_pod_that_was_seen_to_go_gives_its_permit_back() -> None:
-    assert decided(holder(), gone={"p"}) == [Release(holder(), Reason.GONE)]
+    gone = pod()
+    assert decided(holder(), gone={"p": gone}) == [Release(holder(), Reason.GONE, gone)]
 
 
 def test_a_pod_that_the_watch_does_not_show_is_asked_about_first() -> None:
@@ -105,12 +131,17 @@ def test_a_pod_that_came_late_gets_a_permit_before_anybody_is_woken() -> None:
 def test_a_sidecar_that_gave_its_permit_back_is_given_a_moment_to_show_why() -> None:
     ending = pod("lost", started=True)
     assert decided(pods=[ending]) == []
-    assert decided(pods=[ending], lost={"lost"}) == [Grant(ending)]
+    assert decided(pods=[ending], missing_ms={"lost": 2_000}) == [Grant(ending)]
 
 
 def test_pods_that_are_over_get_no_permit() -> None:
     going = {"deletionTimestamp": "2026-01-02T03:04:05Z"}
-    assert decided(pods=[pod("a", metadata=going), pod("b", status={"phase": "Failed"})], lost={"a", "b"}) == []
+    assert (
+        decided(
+            pods=[pod("a", metadata=going), pod("b", status={"phase": "Failed"})], missing_ms={"a": 9_999, "b": 9_999}
+        )
+        == []
+    )
 
 
 def test_the_oldest_of_the_late_comes_first() -> None:
@@ -124,7 +155,7 @@ def test_as_many_owners_are_woken_as_permits_are_free() -> None:
     assert decided(holder(), pods=[pod(started=True)], length=3, denied=denied) == [Wake("ReplicaSet/a"), Wake("Job/b")]
     assert decided(holder(), pods=[pod(started=True)], length=1, denied=denied) == []
     # What is taken back counts as free at once; what is not proven does not.
-    assert decided(holder(), gone={"p"}, length=1, denied=denied)[1:] == [Wake("ReplicaSet/a")]
+    assert decided(holder(), gone={"p": pod()}, length=1, denied=denied)[1:] == [Wake("ReplicaSet/a")]
     assert decided(holder(), length=1, denied=denied)[1:] == []
 
 
@@ -137,3 +168,81 @@ def test_a_permit_is_not_bound_to_a_pod_of_the_same_name() -> None:
     successor = pod(uid="new")
     old = holder(uid="old")
     assert decided(old, pods=[successor]) == [Keep(old, successor, lapsing=False, suspect=False)]
+
+
+def test_waiters_are_served_in_the_order_in_which_they_came() -> None:
+    second, first, third = waiter("a", 2), waiter("b", 1), waiter("c", 0, second=6)
+    assert decided(pods=[third, second, first]) == [Grant(first), Grant(second), Grant(third)]
+    assert decided(holder("x"), holder("y"), pods=[pod("x"), pod("y"), third, second, first]) == [Grant(first)]
+
+
+def test_a_stamp_that_was_forged_gains_a_second_at_most() -> None:
+    honest = waiter("a", 0, second=5)
+    forged = waiter("b", 0, second=6, metadata={"annotations": notes(arrived="1")})
+    assert decided(pods=[forged, honest], length=3)[0] == Grant(honest)
+
+
+def test_another_gate_keeps_a_waiter_out_of_the_line() -> None:
+    both = [{"name": PREFIX + "permit"}, {"name": "example.com/hold"}]
+    held_back, behind = waiter("a", 1, spec={"schedulingGates": both}), waiter("b", 2)
+    assert decided(pods=[held_back, behind]) == [Grant(behind)]
+
+
+@pytest.mark.parametrize("over", [{"deletionTimestamp": "2026-01-02T03:04:05Z"}, None])
+def test_a_waiter_that_is_over_gets_nothing(over: dict[str, str] | None) -> None:
+    going = waiter("a", metadata=over or {}, status={"phase": "Pending" if over else "Failed"})
+    assert decided(pods=[going]) == []
+
+
+def test_a_waiter_that_holds_its_permit_is_let_in() -> None:
+    granted = waiter("a")
+    assert decided(holder("a", uid="a", token=7), pods=[granted], length=3) == [Ungate(granted, 7)]
+
+
+def test_the_late_come_before_waiters_and_waiters_before_owners() -> None:
+    late, waiting = pod("lost", uid="z"), waiter("a")
+    denied = ("Job/a", "Job/b")
+    assert decided(pods=[waiting, late], denied=denied) == [Grant(late), Grant(waiting), Wake("Job/a")]
+    assert decided(holder("x"), holder("y"), pods=[pod("x"), pod("y"), waiting, late], denied=denied) == [Grant(late)]
+
+
+def test_the_waiter_that_came_last_decides_on_the_length() -> None:
+    old, new = waiter("a", 1, length=3), waiter("b", 2, length=5)
+    assert decided(pods=[old, new], length=3) == [Resize(5)]
+    assert decided(pods=[old, new], length=0) == [Resize(5)]
+    assert decided(pods=[old, new], length=5) == [Grant(old), Grant(new)]
+    # A pod that came after it has had its say already.
+    newest = pod("x", uid="u", metadata={"creationTimestamp": "2026-01-02T03:04:09Z"})
+    assert decided(holder("x"), pods=[old, new, newest], length=4) == [Grant(old), Grant(new)]
+    spoilt = waiter("c", 3, metadata={"annotations": notes(length="many")})
+    assert Resize not in map(type, decided(pods=[old, spoilt], length=3))
+
+
+def test_a_semaphore_that_the_store_does_not_know_is_created_for_a_pod_that_has_no_permit() -> None:
+    late = pod("lost", metadata={"annotations": notes(length="4")})
+    assert decided(pods=[late], length=0) == [Resize(4)]
+    assert decided(pods=[], length=0, denied=("Job/a",)) == []
+
+
+ENDING = {"deletionTimestamp": "2026-01-02T03:04:05Z"}
+
+
+def test_on_exit_the_next_one_waits_until_the_api_shows_the_pods_end() -> None:
+    ending, waiting = pod("x", uid="e", started=True, metadata=ENDING), waiter("a", length=1)
+    assert decided(pods=[ending, waiting], length=1) == []
+    assert decided(pods=[ending, waiting], length=1, missing_ms={"x": 9_999}) == []
+    # It is not waited for for ever: a node may be lost.
+    assert decided(pods=[ending, waiting], length=1, missing_ms={"x": 10_000}) == [Grant(waiting)]
+    finished = pod("x", uid="e", metadata=ENDING, status={"phase": "Succeeded"})
+    assert decided(pods=[finished, waiting], length=1) == [Grant(waiting)]
+    # Another permit is another's.
+    assert decided(pods=[ending, waiting], length=2, denied=("Job/a",)) == [Resize(1)]
+    assert decided(pods=[ending, waiter("a", length=2)], length=2, denied=("Job/a",)) == [Grant(waiter("a", length=2))]
+
+
+def test_on_sigterm_the_permit_is_free_with_the_deletion() -> None:
+    metadata = ENDING | {"annotations": notes(**{"release-on": "sigterm"})}
+    ending, waiting = pod("x", uid="e", started=True, metadata=metadata), waiter("a", length=1)
+    held = holder("x", uid="e")
+    assert decided(held, pods=[ending, waiting], length=1) == [Release(held, Reason.DELETED, ending), Grant(waiting)]
+    assert decided(pods=[ending, waiting], length=1) == [Grant(waiting)]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.semaphore.model import MAX_EXPIRATION_SECONDS, MAX_LENGTH
@@ -21,6 +22,20 @@ LENGTH = "length"
 """How many pods of the key run at once, a whole number."""
 EXPIRATION = "expiration"
 """Seconds that a permit outlives its holder's last sign of life."""
+WHEN_FULL = "when-full"
+"""What becomes of the pod while no permit is free: `deny` or `gate`; optional."""
+RELEASE_ON = "release-on"
+"""When the permit goes back: at the first SIGTERM (`sigterm`), or when the other containers have ended (`exit`)."""
+
+ARRIVED = "arrived"
+"""Ours to write: when a waiter came, in microseconds since the epoch, as creation timestamps have whole seconds."""
+FENCING_TOKEN = "fencing-token"  # noqa: S105 - a number that everybody may know
+"""Ours to write: the fencing token of the pod's permit, for the workload to read by the downward API."""
+GATE = "permit"
+"""What the prefix is followed by in the name of the scheduling gate that waiters wait behind."""
+
+WOKEN = "woken"
+"""Ours to write to owners of denied pods: when a permit was free for one of them, in seconds since the epoch."""
 
 KEY_ACCEPTED = "1 to 63 of A-Z a-z 0-9 - _ . with a letter or digit first and last"
 
@@ -29,12 +44,31 @@ _number_pattern = re.compile(r"[1-9][0-9]{0,8}")
 _SHOWN = 80
 
 
+class WhenFull(StrEnum):
+    """What becomes of a pod while no permit is free."""
+
+    DENY = "deny"
+    GATE = "gate"
+
+
+class ReleaseOn(StrEnum):
+    """When a permit goes back."""
+
+    SIGTERM = "sigterm"
+    EXIT = "exit"
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+
 class Demand(NamedTuple):
-    """What an opted-in pod asks for. `expiration` is in seconds."""
+    """What an opted-in pod asks for. `expiration` is in seconds; what is optional and left out is None."""
 
     key: str
     length: int
     expiration: int
+    when_full: WhenFull | None = None
+    release_on: ReleaseOn | None = None
 
 
 def annotation_prefix(variant: str = "") -> str:
@@ -67,7 +101,19 @@ def parse(annotations: Mapping[str, str], prefix: str) -> Demand | None:
         key,
         _whole_number(annotations, prefix + LENGTH, MAX_LENGTH, "a whole number"),
         _whole_number(annotations, prefix + EXPIRATION, MAX_EXPIRATION_SECONDS, "a whole number of seconds"),
+        _one_of(annotations, prefix + WHEN_FULL, WhenFull),
+        _one_of(annotations, prefix + RELEASE_ON, ReleaseOn),
     )
+
+
+def _one_of(annotations: Mapping[str, str], name: str, choices: type[Choice]) -> Choice | None:
+    value = annotations.get(name)
+    if value is None:
+        return None
+    try:
+        return choices(value)
+    except ValueError:
+        raise _refused(name, value, " or ".join(f'"{choice}"' for choice in choices)) from None
 
 
 def _whole_number(annotations: Mapping[str, str], name: str, most: int, what: str) -> int:

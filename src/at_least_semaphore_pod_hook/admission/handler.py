@@ -5,21 +5,33 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.admission import inject, review
+from at_least_semaphore_pod_hook.admission.annotations import WhenFull
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
-from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.semaphore.model import (
+    FRESH_SECONDS,
+    Acquired,
+    AcquireRequest,
+    Outcome,
+    SemaphoreKey,
+)
 from at_least_semaphore_pod_hook.semaphore.service import Admitted, SemaphoreService, new_permit
 
 if TYPE_CHECKING:
-    from at_least_semaphore_pod_hook.admission.inject import Carried, SidecarTemplate
+    from collections.abc import Callable
+
+    from at_least_semaphore_pod_hook.admission.annotations import Demand
+    from at_least_semaphore_pod_hook.admission.inject import Carried, Operations, SidecarTemplate
     from at_least_semaphore_pod_hook.admission.review import Metadata, Pod, Request
 
 logger = logging.getLogger(__name__)
 
+_stamp_pattern = re.compile(r"[1-9][0-9]{0,17}")
 _namespace_pattern = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -40,6 +52,10 @@ class Answer(NamedTuple):
     body: bytes
 
 
+def _uncounted(_key: SemaphoreKey) -> None:
+    """Count nothing."""
+
+
 class AdmissionHandler:
     """Answers AdmissionReviews.
 
@@ -47,13 +63,31 @@ class AdmissionHandler:
         service: Where permits come from.
         template: The sidecar to inject.
         prefix: What our annotations begin with.
+        when_full: What becomes of pods that do not say it themselves while no permit is free.
+        on_granted: Told of the semaphore of each permit that was granted.
+        on_denied: Told of the semaphore of each pod that was denied.
+        clock: Seconds since the epoch.
     """
 
-    def __init__(self, service: SemaphoreService, template: SidecarTemplate, prefix: str) -> None:
+    def __init__(
+        self,
+        service: SemaphoreService,
+        template: SidecarTemplate,
+        prefix: str,
+        *,
+        when_full: WhenFull = WhenFull.DENY,
+        on_granted: Callable[[SemaphoreKey], None] = _uncounted,
+        on_denied: Callable[[SemaphoreKey], None] = _uncounted,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._service = service
         self._template = template
         self._sidecar = inject.SidecarJson(template)
         self._prefix = prefix
+        self._when_full = when_full
+        self._on_granted = on_granted
+        self._on_denied = on_denied
+        self._clock = clock
 
     async def handle(self, body: bytes, timeout: float) -> Answer:
         """Answer a review within `timeout` seconds.
@@ -85,6 +119,18 @@ class AdmissionHandler:
         if not _namespace_pattern.fullmatch(request.namespace):
             raise InvalidInputError(f"request.namespace: {request.namespace[:80]!a} is no namespace")
         key = SemaphoreKey(request.namespace, demand.key)
+        if (demand.when_full or self._when_full) is WhenFull.DENY:
+            return await self._take(request, pod, demand, key, timeout, [])
+        if pod.spec.node_name:
+            # The scheduler never sees it, so that no gate could hold it back, and the API server refuses it with one.
+            warning = f"spec.nodeName is set, so this pod cannot wait: it is denied while {key} has no permit free"
+            return await self._take(request, pod, demand, key, timeout, [warning])
+        return self._line_up(request, pod, demand, key)
+
+    async def _take(
+        self, request: Request, pod: Pod, demand: Demand, key: SemaphoreKey, timeout: float, warnings: list[str]
+    ) -> Answer:
+        """Take a permit for a pod, or deny it."""
         carried = inject.find_carried(pod.spec, self._template.name)
         wish = AcquireRequest(
             key,
@@ -93,25 +139,29 @@ class AdmissionHandler:
             permit=new_permit(),
             identity=_identity(request, pod.metadata),
             carried=_fresh_permit(carried, key, pod),
-            pod=pod.metadata.name or f"{pod.metadata.generate_name or ''}*",
+            pod=_name(pod.metadata),
             dry_run=bool(request.dry_run),
             owner=_owner(pod.metadata),
         )
         admitted = await self._service.acquire(wish, timeout)
         acquired = admitted.acquired
+        warnings += _disagreement(wish, admitted)
         if acquired.outcome is Outcome.FULL:
+            if not wish.dry_run:
+                self._on_denied(key)
             logger.info("pod denied", extra={"semaphore": str(key), "pod": wish.pod, "held": acquired.held})
-            message = _full(key, acquired)
-            return _refused(Decision.DENIED, request, 403, "Forbidden", message, _warnings(wish, admitted))
+            return _refused(Decision.DENIED, request, 403, "Forbidden", _full(key, acquired), warnings)
         try:
-            sidecar = self._sidecar(str(key), acquired.permit)
-            operations = inject.label(pod.metadata.labels, self._prefix + pod_annotations.KEY, demand.key)
-            operations += inject.patch(pod.spec, carried, sidecar, native=self._template.native)
-            answer = review.patched(request.uid, operations, _warnings(wish, admitted))
+            operations = inject.ungate(pod.spec.scheduling_gates, self._prefix + pod_annotations.GATE)
+            operations += self._annotate(pod.metadata, fencing_token=str(acquired.token))
+            operations += self._put_sidecar(pod, demand, key, carried, acquired.permit)
+            answer = review.patched(request.uid, operations, warnings)
         except BaseException:
             if not wish.dry_run:
                 self._service.give_back(key, wish.permit)
             raise
+        if acquired.outcome is Outcome.GRANTED and not wish.dry_run:
+            self._on_granted(key)
         logger.info(
             "pod admitted",
             extra={
@@ -122,6 +172,41 @@ class AdmissionHandler:
             },
         )
         return Answer(Decision.PATCHED, 200, answer)
+
+    def _line_up(self, request: Request, pod: Pod, demand: Demand, key: SemaphoreKey) -> Answer:
+        """Let a pod in behind our gate. Nothing is written: it gets its permit once the API server has stored it."""
+        gate = self._prefix + pod_annotations.GATE
+        carried = inject.find_carried(pod.spec, self._template.name)
+        operations = inject.gate(pod.spec.scheduling_gates, gate)
+        operations += self._annotate(pod.metadata, arrived=self._arrival(pod, gate))
+        operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT)
+        logger.info("pod gated", extra={"semaphore": str(key), "pod": _name(pod.metadata)})
+        return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, []))
+
+    def _annotate(self, metadata: Metadata, *, arrived: str = "", fencing_token: str = "") -> Operations:
+        """Write what is ours to write; what the pod may have copied from another is gone after it."""
+        annotations = metadata.annotations or {}
+        operations = inject.annotate(annotations, self._prefix + pod_annotations.ARRIVED, arrived)
+        return operations + inject.annotate(annotations, self._prefix + pod_annotations.FENCING_TOKEN, fencing_token)
+
+    def _put_sidecar(
+        self, pod: Pod, demand: Demand, key: SemaphoreKey, carried: list[Carried], permit: str
+    ) -> Operations:
+        flags = inject.ending_flags(self._template, pod.spec, demand.release_on)
+        operations = inject.label(pod.metadata.labels, self._prefix + pod_annotations.KEY, demand.key)
+        sidecar = self._sidecar(str(key), permit, flags)
+        return operations + inject.patch(pod.spec, carried, sidecar, native=self._template.native)
+
+    def _arrival(self, pod: Pod, gate: str) -> str:
+        """Return when a waiter came, in microseconds: now, save where this request has been here a moment ago."""
+        now = int(self._clock() * 1_000_000)
+        known = (pod.metadata.annotations or {}).get(self._prefix + pod_annotations.ARRIVED, "")
+        gated = any(one.name == gate for one in pod.spec.scheduling_gates or ())
+        if gated and not pod.is_copy and _stamp_pattern.fullmatch(known):
+            age = now - int(known)
+            if 0 <= age < FRESH_SECONDS * 1_000_000:
+                return known
+        return str(now)
 
 
 def _refused(
@@ -134,6 +219,11 @@ def _identity(request: Request, metadata: Metadata) -> str:
     """Tell one request's reservation from another's: by namespace, user and the pod's name as it was asked for."""
     parts = (request.namespace, request.user_info.username, metadata.name or "", metadata.generate_name or "")
     return hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+
+
+def _name(metadata: Metadata) -> str:
+    """Return the pod's name, or what it will begin with."""
+    return metadata.name or f"{metadata.generate_name or ''}*"
 
 
 def _owner(metadata: Metadata) -> str:
@@ -164,7 +254,7 @@ def _full(key: SemaphoreKey, acquired: Acquired) -> str:
     return f"{message} by {', '.join(pods)}" + (f" and {others} more" if others > 0 else "")
 
 
-def _warnings(wish: AcquireRequest, admitted: Admitted) -> list[str]:
+def _disagreement(wish: AcquireRequest, admitted: Admitted) -> list[str]:
     if not admitted.replaced_length:
         return []
     warning = (

@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from at_least_semaphore_pod_hook.admission.annotations import ReleaseOn
 from at_least_semaphore_pod_hook.admission.review import PodSpec, decode_container
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+
+    from at_least_semaphore_pod_hook.admission.review import SchedulingGate
+
+Operations = list[dict[str, Any]]
+"""A JSON patch (RFC 6902)."""
 
 SIDECAR_NAME = "at-least-semaphore-pod-sidecar"
+UID_PERMIT = "$(POD_UID)"
+"""What stands for the permit of a pod that waits: its UID, which the kubelet puts in when it starts the sidecar."""
 RUN_AS = 65532
 
 
@@ -45,7 +53,18 @@ class Carried(NamedTuple):
     permit: str
 
 
-def container(template: SidecarTemplate, key: str, permit: str) -> dict[str, Any]:
+def ending_flags(template: SidecarTemplate, spec: PodSpec, release_on: ReleaseOn | None) -> tuple[str, ...]:
+    """Return what a sidecar needs to be told of the pod's end; a native one is stopped by the kubelet when it is time.
+
+    An ordinary one would keep a pod that can complete from doing so.
+    """
+    if template.native:
+        return ()
+    flags = ("--release-on=exit",) if release_on is ReleaseOn.EXIT else ()
+    return flags if spec.restart_policy in {None, "Always"} else (*flags, "--end-with-pod")
+
+
+def container(template: SidecarTemplate, key: str, permit: str, flags: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the sidecar that renews `permit` of semaphore `key` (`<namespace>/<key>`).
 
     Its security context passes the Pod Security Standard "restricted".
@@ -63,8 +82,8 @@ def container(template: SidecarTemplate, key: str, permit: str) -> dict[str, Any
         "name": template.name,
         "image": template.image,
         "imagePullPolicy": template.image_pull_policy,
-        "args": ["sidecar", *template.flags, key, permit],
-        "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+        "args": ["sidecar", *template.flags, *flags, key, permit],
+        "env": [_from_field("POD_NAME", "metadata.name"), _from_field("POD_UID", "metadata.uid")],
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": template.memory_limit}},
         "securityContext": security,
     }
@@ -73,18 +92,25 @@ def container(template: SidecarTemplate, key: str, permit: str) -> dict[str, Any
     return sidecar
 
 
+def _from_field(name: str, path: str) -> dict[str, Any]:
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
 class SidecarJson:
-    """The same as JSON, encoded once: only semaphore and permit differ from pod to pod."""
+    """The same as JSON, encoded once for each set of flags: else only semaphore and permit differ from pod to pod."""
 
     def __init__(self, template: SidecarTemplate) -> None:
-        marks = ("SEMAPHORE", "PERMIT")
-        before, _, rest = msgspec.json.encode(container(template, *marks)).partition(b'"SEMAPHORE"')
-        between, _, after = rest.partition(b'"PERMIT"')
-        self._parts = (before, between, after)
+        self._template = template
+        self._parts: dict[tuple[str, ...], tuple[bytes, bytes, bytes]] = {}
 
-    def __call__(self, key: str, permit: str) -> msgspec.Raw:
+    def __call__(self, key: str, permit: str, flags: tuple[str, ...] = ()) -> msgspec.Raw:
         """Return the container's JSON. Neither `key` nor `permit` needs escaping: both are checked before."""
-        before, between, after = self._parts
+        if flags not in self._parts:
+            encoded = msgspec.json.encode(container(self._template, "SEMAPHORE", "PERMIT", flags))
+            before, _, rest = encoded.partition(b'"SEMAPHORE"')
+            between, _, after = rest.partition(b'"PERMIT"')
+            self._parts[flags] = (before, between, after)
+        before, between, after = self._parts[flags]
         return msgspec.Raw(b'%b"%b"%b"%b"%b' % (before, key.encode(), between, permit.encode(), after))
 
 
@@ -103,7 +129,7 @@ def _carried(spec: PodSpec, name: str) -> Iterator[Carried]:
                 yield Carried(section, index, raw, key, permit)
 
 
-def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native: bool) -> list[dict[str, Any]]:
+def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native: bool) -> Operations:
     """Return the smallest JSON patch after which `sidecar` is in the pod exactly once, and where it belongs.
 
     A native one comes before the other init containers, so that the permit is renewed while they run; an ordinary one
@@ -111,7 +137,7 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native
     """
     section = "initContainers" if native else "containers"
     kept = next((found for found in carried if found.section == section), None)
-    operations: list[dict[str, Any]] = [
+    operations: Operations = [
         {"op": "remove", "path": f"/spec/{found.section}/{found.position}"}
         for found in reversed(carried)
         if found is not kept
@@ -129,14 +155,41 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native
     return operations
 
 
-def label(labels: dict[str, str] | None, name: str, value: str) -> list[dict[str, Any]]:
+def label(labels: Mapping[str, str] | None, name: str, value: str) -> Operations:
     """Return the JSON patch after which a pod has a label; by it the controller finds the pods that opted in."""
     if labels is None:
         return [{"op": "add", "path": "/metadata/labels", "value": {name: value}}]
     if labels.get(name) == value:
         return []
-    escaped = name.replace("~", "~0").replace("/", "~1")
-    return [{"op": "add", "path": f"/metadata/labels/{escaped}", "value": value}]
+    return [{"op": "add", "path": f"/metadata/labels/{pointer(name)}", "value": value}]
+
+
+def annotate(annotations: Mapping[str, str], name: str, value: str) -> Operations:
+    """Return the JSON patch after which a pod, which has annotations, has this one; an empty value removes it."""
+    if annotations.get(name, "") == value and (value or name not in annotations):
+        return []
+    path = f"/metadata/annotations/{pointer(name)}"
+    return [{"op": "add", "path": path, "value": value} if value else {"op": "remove", "path": path}]
+
+
+def gate(gates: list[SchedulingGate] | None, name: str) -> Operations:
+    """Return the JSON patch after which a pod waits behind a scheduling gate."""
+    if any(one.name == name for one in gates or ()):
+        return []
+    if gates is None:
+        return [{"op": "add", "path": "/spec/schedulingGates", "value": [{"name": name}]}]
+    return [{"op": "add", "path": "/spec/schedulingGates/-", "value": {"name": name}}]
+
+
+def ungate(gates: list[SchedulingGate] | None, name: str) -> Operations:
+    """Return the JSON patch after which a pod does not wait behind a scheduling gate."""
+    places = [place for place, one in enumerate(gates or ()) if one.name == name]
+    return [{"op": "remove", "path": f"/spec/schedulingGates/{place}"} for place in reversed(places)]
+
+
+def pointer(name: str) -> str:
+    """Return a name as it stands in a JSON pointer (RFC 6901)."""
+    return name.replace("~", "~0").replace("/", "~1")
 
 
 def _covers(actual: Any, wanted: Any) -> bool:

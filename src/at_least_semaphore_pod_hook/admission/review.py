@@ -22,11 +22,20 @@ class Container(msgspec.Struct, rename="camel"):
     args: list[str] | None = None
 
 
+class SchedulingGate(msgspec.Struct):
+    """What keeps a pod from being scheduled as long as it is there."""
+
+    name: str = ""
+
+
 class PodSpec(msgspec.Struct, rename="camel"):
     """A pod's spec. Containers stay undecoded until one of them is looked at."""
 
     containers: list[msgspec.Raw] | None = None
     init_containers: list[msgspec.Raw] | None = None
+    scheduling_gates: list[SchedulingGate] | None = None
+    node_name: str | None = None
+    restart_policy: str | None = None
 
 
 class OwnerReference(msgspec.Struct, rename="camel"):

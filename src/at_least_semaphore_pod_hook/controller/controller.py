@@ -1,4 +1,4 @@
-"""The controller: watches pods, and does for each semaphore what `decide` says."""
+"""The controller: watches pods, and sees for each semaphore to what `decide` says."""
 
 from __future__ import annotations
 
@@ -7,57 +7,51 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
-from at_least_semaphore_pod_hook.controller.decide import (
-    Action,
-    Grant,
-    Keep,
-    Observed,
-    Reason,
-    Release,
-    Wake,
-    decide,
-    permit_of,
-)
-from at_least_semaphore_pod_hook.controller.kube import OWNERS, Written
+from at_least_semaphore_pod_hook.controller.decide import LOST_MS, Observed, decide, is_suspect, line, unpermitted
+from at_least_semaphore_pod_hook.controller.meter import Figures
 from at_least_semaphore_pod_hook.controller.reflector import Change, ChangeKind
-from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
-from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.errors import UnavailableError
+from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from at_least_semaphore_pod_hook.controller.kube import Kube
+    from at_least_semaphore_pod_hook.controller.effects import Effects, Served
+    from at_least_semaphore_pod_hook.controller.meter import Meter
     from at_least_semaphore_pod_hook.controller.pods import PodView
+    from at_least_semaphore_pod_hook.controller.reports import Reports
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
-    from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreState
-    from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
+    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreState
 
 logger = logging.getLogger(__name__)
 
 RESYNC_SECONDS = 5.0
 MIN_LOOK_SECONDS = 0.2
+RETRY_SECONDS = 0.5
 RESERVATION_SECONDS = 15.0
-LOST_SECONDS = 2.0
-GONE_REMEMBERED = 10_000
-GRANT_SECONDS = 5.0
+REMEMBERED = 10_000
+GONE_REMEMBERED = 1_000
 RECONNECT_SECONDS = 1.0
+IDLE_SECONDS = 3600.0
+"""How long a semaphore is shown in the metrics after its last pod has gone."""
+NEW_SECONDS = 10.0
+"""A waiter that is older when it is first seen has been told of by a controller before this one."""
 WORKERS = 8
 
 
 class Watched:
-    """The pods that opted in, by semaphore, and the permits of those whose end was seen lately."""
+    """The pods that opted in, by semaphore, and those whose end was seen lately, by permit."""
 
     def __init__(self) -> None:
         self._pods: dict[SemaphoreKey, dict[str, PodView]] = {}
-        self.gone: dict[str, None] = {}
+        self.gone: dict[str, PodView] = {}
 
     def take(self, change: Change) -> SemaphoreKey | None:
         """Take a change in; returns the semaphore that it is about."""
         pod = change.pod
         namespace, _, key = pod.sidecar.semaphore.partition("/") if pod.sidecar else ("", "", "")
         # A pod's arguments are its own to write: they reach no other namespace's semaphore.
-        if namespace != pod.namespace or not key or not (pod.sidecar and pod.sidecar.permit):
+        if namespace != pod.namespace or not key or not pod.permit:
             return None
         semaphore = SemaphoreKey(namespace, key)
         if change.kind is not ChangeKind.DELETED:
@@ -67,10 +61,16 @@ class Watched:
         pods.pop(pod.uid, None)
         if not pods:
             self._pods.pop(semaphore, None)
-        self.gone[permit_of(pod)] = None
+        self.gone[pod.permit] = pod
         if len(self.gone) > GONE_REMEMBERED:
             del self.gone[next(iter(self.gone))]
         return semaphore
+
+    def let_in(self, semaphore: SemaphoreKey, pod: PodView) -> None:
+        """Note that a pod's gate is gone, of which the watch is about to tell."""
+        pods = self._pods.get(semaphore, {})
+        if pods.get(pod.uid) is pod:
+            pods[pod.uid] = pod.let_in()
 
     def of(self, semaphore: SemaphoreKey) -> list[PodView]:
         """Return a semaphore's pods."""
@@ -85,38 +85,38 @@ class Controller:
     """Keeps semaphores and pods in step. All that it does may be repeated, and be done by two at once.
 
     Args:
-        kube: The API server.
         store: Where semaphores live.
-        service: Grants permits.
-        prefix: What our annotations and labels begin with.
-        wake_owners: Whether owners of denied pods are touched when a permit is free.
-        on_release: Told of each permit that was taken back, and why.
+        effects: Carries out what is decided.
+        meter: Told of each semaphore's figures.
+        reports: Told of what people are to see at the pods.
+        clock: Seconds, only ever rising.
+        wall_clock: Seconds since the epoch.
     """
 
     def __init__(
         self,
-        kube: Kube,
         store: Store,
-        service: SemaphoreService,
+        effects: Effects,
+        meter: Meter,
+        reports: Reports,
         *,
-        prefix: str,
-        wake_owners: bool = True,
-        on_release: Callable[[Reason], None] = lambda _reason: None,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self._kube = kube
         self._store = store
-        self._service = service
-        self._prefix = prefix
-        self._wake_owners = wake_owners
-        self._on_release = on_release
+        self._effects = effects
+        self._meter = meter
+        self._reports = reports
         self._clock = clock
+        self._wall_clock = wall_clock
         self._watched = Watched()
         self._queue: asyncio.Queue[SemaphoreKey] = asyncio.Queue()
-        self._dirty: set[SemaphoreKey] = set()
+        self._due_since: dict[SemaphoreKey, float] = {}
         self._under_way: set[SemaphoreKey] = set()
         self._missing_since: dict[str, float] = {}
+        self._waiting: dict[SemaphoreKey, set[str]] = {}
         self._looks: dict[SemaphoreKey, asyncio.TimerHandle] = {}
+        self._used: dict[SemaphoreKey, float] = {}
 
     def observe(self, change: Change) -> None:
         """Take a change of a pod in."""
@@ -130,8 +130,8 @@ class Controller:
         One that is being seen to is seen to once more after it, never by two workers at once (the way of the work queue
         of Kubernetes' client-go).
         """
-        if semaphore not in self._dirty:
-            self._dirty.add(semaphore)
+        if semaphore not in self._due_since:
+            self._due_since[semaphore] = self._clock()
             if semaphore not in self._under_way:
                 self._queue.put_nowait(semaphore)
 
@@ -146,6 +146,7 @@ class Controller:
         finally:
             for look in self._looks.values():
                 look.cancel()
+            self._meter.clear()
 
     async def _resync(self) -> None:
         """Look at everything now and then: what was pushed may have been missed, and leases run out in silence."""
@@ -157,7 +158,15 @@ class Controller:
                 logger.warning("semaphores not listed", extra={"reason": str(error)})
             for semaphore in semaphores:
                 self.look_at(semaphore)
+            self._forget_idle(semaphores)
             await asyncio.sleep(RESYNC_SECONDS)
+
+    def _forget_idle(self, in_use: set[SemaphoreKey]) -> None:
+        now = self._clock()
+        for semaphore, used in list(self._used.items()):
+            if semaphore not in in_use and now - used > IDLE_SECONDS:
+                del self._used[semaphore]
+                self._meter.show(semaphore, None)
 
     async def _listen(self) -> None:
         while True:
@@ -171,115 +180,115 @@ class Controller:
     async def _work(self) -> None:
         while True:
             semaphore = await self._queue.get()
-            self._dirty.discard(semaphore)
+            since = self._due_since.pop(semaphore)
             self._under_way.add(semaphore)
             try:
-                await self.reconcile(semaphore)
+                await self.reconcile(semaphore, since)
             except UnavailableError as error:
                 logger.warning("semaphore not seen to", extra={"semaphore": str(semaphore), "reason": str(error)})
+                self._look_in(semaphore, RETRY_SECONDS)
             except Exception:
                 logger.exception("semaphore not seen to", extra={"semaphore": str(semaphore)})
             self._under_way.discard(semaphore)
-            if semaphore in self._dirty:
+            if semaphore in self._due_since:
                 self._queue.put_nowait(semaphore)
 
-    async def reconcile(self, semaphore: SemaphoreKey) -> None:
-        """Bring a semaphore in step with its pods. Raises UnavailableError where store or API do not answer."""
+    async def reconcile(self, semaphore: SemaphoreKey, since: float) -> None:
+        """Bring a semaphore in step with its pods.
+
+        Args:
+            semaphore: Which.
+            since: When it became known that there is something to see to, by our clock.
+
+        Raises:
+            UnavailableError: Store or API server do not answer.
+        """
         state = await self._store.state(semaphore)
         pods = self._watched.of(semaphore)
         self._look_again(semaphore, state)
-        seen = Observed(
-            state,
-            pods,
-            self._watched.gone,
-            int(RESERVATION_SECONDS * 1000),
-            self._lost(state, pods),
-        )
-        for action in decide(seen):
-            await self._do(semaphore, state, action)
+        missing = self._missing_ms(state, pods)
+        seen = Observed(state, pods, self._watched.gone, int(RESERVATION_SECONDS * 1000), missing)
+        actions = decide(seen)
+        if state.length or pods:
+            self._show(semaphore, seen)
+        served, again = await self._effects.carry_out(semaphore, actions)
+        self._welcome(semaphore, served, since)
+        if again:
+            self.look_at(semaphore)
+        else:
+            self._announce(semaphore, seen, {pod.uid for pod, _ in served})
 
     def _look_again(self, semaphore: SemaphoreKey, state: SemaphoreState) -> None:
         """Look again when the first of the leases is half gone, which may be long before the next resync."""
-        if earlier := self._looks.pop(semaphore, None):
-            earlier.cancel()
         halves = [holder.lease_ms / 1000 - holder.expiration_ms / 2000 for holder in state.holders]
         soonest = min(halves, default=RESYNC_SECONDS)
+        if earlier := self._looks.pop(semaphore, None):
+            earlier.cancel()
         if soonest < RESYNC_SECONDS:
-            delay = max(MIN_LOOK_SECONDS, soonest + MIN_LOOK_SECONDS / 10)
-            self._looks[semaphore] = asyncio.get_running_loop().call_later(delay, self.look_at, semaphore)
+            self._look_in(semaphore, max(MIN_LOOK_SECONDS, soonest + MIN_LOOK_SECONDS / 10))
 
-    def _lost(self, state: SemaphoreState, pods: list[PodView]) -> set[str]:
-        """Return the permits of these pods that the store has not known for `LOST_SECONDS`."""
+    def _look_in(self, semaphore: SemaphoreKey, seconds: float) -> None:
+        if earlier := self._looks.pop(semaphore, None):
+            earlier.cancel()
+        self._looks[semaphore] = asyncio.get_running_loop().call_later(seconds, self._look_now, semaphore)
+
+    def _look_now(self, semaphore: SemaphoreKey) -> None:
+        del self._looks[semaphore]
+        self.look_at(semaphore)
+
+    def _missing_ms(self, state: SemaphoreState, pods: Iterable[PodView]) -> dict[str, int]:
+        """Return for how long the store has not known the permits of those of these pods that were let in."""
         now = self._clock()
         held = {holder.permit for holder in state.holders}
-        lost = set()
-        for permit in map(permit_of, pods):
-            if permit in held:
-                self._missing_since.pop(permit, None)
-            elif now - self._missing_since.setdefault(permit, now) >= LOST_SECONDS:
-                lost.add(permit)
-        if len(self._missing_since) > GONE_REMEMBERED:
+        missing = {}
+        for pod in pods:
+            if pod.permit in held or pod.gated:
+                self._missing_since.pop(pod.permit, None)
+            else:
+                missing[pod.permit] = int(1000 * (now - self._missing_since.setdefault(pod.permit, now)))
+        if len(self._missing_since) > REMEMBERED:
             self._missing_since.clear()
-        return lost
+        return missing
 
-    async def _do(self, semaphore: SemaphoreKey, state: SemaphoreState, action: Action) -> None:
-        match action:
-            case Release(holder, reason, unproven):
-                if not unproven or await self._is_gone(semaphore, holder):
-                    await self._release(semaphore, holder, reason)
-            case Keep(holder, pod, lapsing, suspect):
-                if not lapsing or not pod.node or await self._kube.node_ready(pod.node):
-                    await self._store.keep(semaphore, holder.permit, pod.name, pod.uid)
-                    if suspect:
-                        logger.warning("permit kept for a pod whose sidecar is silent", extra=_about(semaphore, holder))
-            case Grant(pod):
-                await self._grant(semaphore, state, pod)
-            case Wake(owner):
-                await self._wake(semaphore, owner)
-
-    async def _is_gone(self, semaphore: SemaphoreKey, holder: Holder) -> bool:
-        """Ask the API server itself, since what the watch has not shown may only be late."""
-        if holder.uid or holder.confirmed:
-            pod = await self._kube.get_pod(semaphore.namespace, holder.pod)
-            return pod is None or permit_of(pod) != holder.permit or pod.finished
-        pods, _ = await self._kube.list_pods(f"{self._prefix}key={semaphore.key}")
-        return not any(pod.namespace == semaphore.namespace and permit_of(pod) == holder.permit for pod in pods)
-
-    async def _release(self, semaphore: SemaphoreKey, holder: Holder, reason: Reason) -> None:
-        if await self._store.release(semaphore, holder.permit, ended=reason in {Reason.ENDED, Reason.FINISHED}):
-            self._on_release(reason)
-            logger.info("permit reclaimed", extra=_about(semaphore, holder) | {"reason": reason.value})
-            self.look_at(semaphore)
-
-    async def _grant(self, semaphore: SemaphoreKey, state: SemaphoreState, pod: PodView) -> None:
-        try:
-            demand = pod_annotations.parse(pod.annotations, self._prefix)
-        except InvalidInputError as error:
-            logger.warning("pod not served", extra={"semaphore": str(semaphore), "pod": pod.name, "reason": str(error)})
-            return
-        if demand is None:
-            return
-        length = state.length or demand.length
-        wish = AcquireRequest(semaphore, length, demand.expiration, permit_of(pod), identity=pod.uid, pod=pod.name)
-        acquired = (await self._service.acquire(wish, GRANT_SECONDS)).acquired
-        if acquired.outcome is Outcome.FULL:
-            return
-        await self._store.keep(semaphore, acquired.permit, pod.name, pod.uid)
-        logger.info(
-            "permit granted to a pod that had lost its own",
-            extra={"semaphore": str(semaphore), "pod": pod.name, "permit": acquired.permit},
+    def _show(self, semaphore: SemaphoreKey, seen: Observed) -> None:
+        held = {holder.permit for holder in seen.state.holders}
+        uids = {pod.permit for pod in seen.pods}
+        waiters = line(seen.pods, held)
+        figures = Figures(
+            length=seen.state.length,
+            held=len(held),
+            waiting=len(waiters),
+            oldest_wait_since=waiters[0].came if waiters else None,
+            suspects=sum(is_suspect(holder) and holder.permit in uids for holder in seen.state.holders),
+            late=len(unpermitted(seen, held)),
         )
+        self._used[semaphore] = self._clock()
+        self._meter.show(semaphore, figures)
 
-    async def _wake(self, semaphore: SemaphoreKey, owner: str) -> None:
-        """Touch an owner, whose controller then tries again at once instead of sitting out its back-off."""
-        kind, _, name = owner.partition("/")
-        if self._wake_owners and kind in OWNERS and name:
-            stamp = f"{time.time():.3f}"
-            written = await self._kube.touch_owner(kind, semaphore.namespace, name, f"{self._prefix}woken", stamp)
-            if written is Written.DONE:
-                logger.info("owner woken", extra={"semaphore": str(semaphore), "owner": owner})
-        await self._store.forget_denied(semaphore, owner)
+    def _welcome(self, semaphore: SemaphoreKey, served: Iterable[Served], since: float) -> None:
+        """Count those who were let in; those who had to wait for it are told so."""
+        now = self._clock()
+        waiting = self._waiting.get(semaphore, set())
+        for pod, ungating_seconds in served:
+            if pod.gated:
+                self._watched.let_in(semaphore, pod)
+                self._meter.gate_removed(semaphore, ungating_seconds)
+            if pod.uid in waiting:
+                self._meter.handed_over(semaphore, now - since)
+                self._reports.granted(semaphore, pod, max(0.0, self._wall_clock() - pod.came))
 
-
-def _about(semaphore: SemaphoreKey, holder: Holder) -> dict[str, str]:
-    return {"semaphore": str(semaphore), "permit": holder.permit, "pod": holder.pod}
+    def _announce(self, semaphore: SemaphoreKey, seen: Observed, served: set[str]) -> None:
+        """Tell new waiters that they wait, and pods that run without a permit that they do."""
+        held = {holder.permit for holder in seen.state.holders}
+        waiters = [pod for pod in line(seen.pods, held) if pod.uid not in served]
+        known = self._waiting.pop(semaphore, set())
+        if waiters:
+            self._waiting[semaphore] = {pod.uid for pod in waiters}
+        holders = [holder.pod for holder in seen.state.holders]
+        for position, pod in enumerate(waiters, start=1):
+            if pod.uid not in known and self._wall_clock() - pod.came < NEW_SECONDS:
+                self._reports.waiting(semaphore, pod, position, len(waiters), seen.state.length, holders)
+        for pod in unpermitted(seen, held):
+            # One that has only just given its permit back is about to end.
+            if pod.uid not in served and seen.missing_ms.get(pod.permit, 0) >= LOST_MS:
+                self._reports.late(semaphore, pod, seen.state.length)

@@ -6,10 +6,18 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from at_least_semaphore_pod_hook.controller.pods import PodView
     from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreState
+
+LOST_MS = 2_000
+"""How long the store may not know a running pod's permit: a sidecar gives it back before the API shows why."""
+ENDING_MS = 10_000
+"""How long a pod that is being deleted and has given its permit back still counts, unless the API shows its end.
+
+The kubelet takes a second or two for that. A node that is lost never does.
+"""
 
 
 class Reason(StrEnum):
@@ -17,6 +25,7 @@ class Reason(StrEnum):
 
     FINISHED = "finished"
     ENDED = "ended"
+    DELETED = "deleted"
     GONE = "gone"
     NEVER_STORED = "never_stored"
 
@@ -26,6 +35,7 @@ class Release(NamedTuple):
 
     holder: Holder
     reason: Reason
+    pod: PodView | None = None
     unproven: bool = False
 
 
@@ -45,10 +55,23 @@ class Keep(NamedTuple):
     suspect: bool
 
 
+class Resize(NamedTuple):
+    """Create the semaphore or give it another length, then look again."""
+
+    length: int
+
+
 class Grant(NamedTuple):
-    """Take a permit for a pod that was stored although its reservation had been taken back, or that lost its permit."""
+    """Take a permit for a pod that exists, and let it in."""
 
     pod: PodView
+
+
+class Ungate(NamedTuple):
+    """Let a pod in that holds its permit already: whoever granted it came no further."""
+
+    pod: PodView
+    token: int
 
 
 class Wake(NamedTuple):
@@ -57,7 +80,7 @@ class Wake(NamedTuple):
     owner: str
 
 
-Action = Release | Keep | Grant | Wake
+Action = Release | Keep | Resize | Grant | Ungate | Wake
 
 
 class Observed(NamedTuple):
@@ -66,71 +89,99 @@ class Observed(NamedTuple):
     Attributes:
         state: What the store has.
         pods: What the API shows: all pods of the key, the finished ones too.
-        gone: The permits of pods whose deletion the watch has seen.
+        gone: Pods whose deletion the watch has seen, by their permits.
         reservation_ms: How long a reservation may go without its pod being seen.
-        lost: Permits of running pods that the store has not known for a while; a moment of that is nothing, since a
-            sidecar that ends gives its permit back before the API shows it.
+        missing_ms: For how long the store has not known the permits of these pods, as far as they have been let in.
     """
 
     state: SemaphoreState
     pods: Collection[PodView]
-    gone: Collection[str]
+    gone: Mapping[str, PodView]
     reservation_ms: int
-    lost: Collection[str]
-
-
-def permit_of(pod: PodView) -> str:
-    """Return the name of a pod's permit; empty where it has no sidecar of ours."""
-    return pod.sidecar.permit if pod.sidecar else ""
+    missing_ms: Mapping[str, int]
 
 
 def decide(seen: Observed) -> list[Action]:
     """Return what to do, in order.
 
-    What is taken back comes first, then renewals, then permits: for pods that exist without one, the oldest first, and
-    what is left for the owners of denied pods, the one that was first denied first.
+    What is taken back comes first, then renewals, then permits: for pods that exist without one, then for waiters,
+    each the oldest first, and what is left for the owners of denied pods, the one that was first denied first.
     """
-    by_permit = {permit_of(pod): pod for pod in seen.pods}
+    by_permit = {pod.permit: pod for pod in seen.pods}
     actions: list[Action] = []
     kept: list[Action] = []
-    held: set[str] = set()
+    held: dict[str, int] = {}
     for holder in seen.state.holders:
         action = _of_holder(holder, by_permit.get(holder.permit), seen)
         if isinstance(action, Release):
             actions.append(action)
             # What is not proven yet may turn out to be held.
             if action.unproven:
-                held.add(holder.permit)
+                held[holder.permit] = holder.token
             continue
-        held.add(holder.permit)
+        held[holder.permit] = holder.token
         if action is not None:
             kept.append(action)
     actions += kept
-    free = max(0, seen.state.length - len(held))
-    late = [pod for pod in seen.pods if permit_of(pod) not in held and not _over(pod) and _is_late(pod, seen)]
-    late.sort(key=lambda pod: (pod.created, pod.uid))
-    actions += [Grant(pod) for pod in late[:free]]
-    actions += [Wake(owner) for owner in seen.state.denied[: max(0, free - len(late))]]
+    late, waiters = unpermitted(seen, held), line(seen.pods, held)
+    if length := _other_length(seen, late, waiters):
+        return [*actions, Resize(length)]
+    actions += [Ungate(pod, held[pod.permit]) for pod in line(seen.pods) if pod.permit in held]
+    free = max(0, seen.state.length - len(held) - sum(_is_ending(pod, held, seen) for pod in seen.pods))
+    actions += [Grant(pod) for pod in [*late, *waiters][:free]]
+    actions += [Wake(owner) for owner in seen.state.denied[: max(0, free - len(late) - len(waiters))]]
     return actions
+
+
+def line(pods: Collection[PodView], served: Collection[str] = ()) -> list[PodView]:
+    """Return the waiters in line, the first one first. A pod that another gate holds back has no place in it."""
+    waiters = [pod for pod in pods if pod.gated and len(pod.gates) == 1 and pod.permit not in served and not _over(pod)]
+    return sorted(waiters, key=lambda pod: pod.place)
+
+
+def unpermitted(seen: Observed, held: Collection[str]) -> list[PodView]:
+    """Return the pods that were let in and have no permit, the oldest first.
+
+    They were stored after their reservation had been taken back, or lost their permit, or somebody removed the gate.
+    """
+    late = [
+        pod
+        for pod in seen.pods
+        if pod.permit not in held
+        and not pod.gated
+        and not _over(pod)
+        and (not pod.sidecar_started or seen.missing_ms.get(pod.permit, 0) >= LOST_MS)
+    ]
+    return sorted(late, key=lambda pod: pod.place)
 
 
 def _of_holder(holder: Holder, pod: PodView | None, seen: Observed) -> Action | None:
     if pod is None:
         return _of_unseen(holder, seen)
     if pod.finished:
-        return Release(holder, Reason.FINISHED)
-    if pod.others_ended and pod.sidecar_started:
-        return Release(holder, Reason.ENDED)
+        return Release(holder, Reason.FINISHED, pod)
+    native = pod.sidecar is not None and pod.sidecar.container.native
+    if pod.others_ended and pod.sidecar_started and not native:
+        # The kubelet stops a native one by itself.
+        return Release(holder, Reason.ENDED, pod)
+    if pod.deleting and native and not pod.releases_on_exit:
+        # A native sidecar gets its signal last; the pod's first one came with the deletion.
+        return Release(holder, Reason.DELETED, pod)
     # The sidecar renews every third of the lease; half of it gone means that it does not.
     lapsing = holder.lease_ms * 2 < holder.expiration_ms
     if lapsing or holder.uid != pod.uid:
-        return Keep(holder, pod, lapsing, suspect=holder.confirmed and holder.silent_ms >= holder.expiration_ms)
+        return Keep(holder, pod, lapsing, suspect=is_suspect(holder))
     return None
 
 
+def is_suspect(holder: Holder) -> bool:
+    """Say whether a holder's sidecar has once renewed, and not for longer than a lease."""
+    return holder.confirmed and holder.silent_ms >= holder.expiration_ms
+
+
 def _of_unseen(holder: Holder, seen: Observed) -> Action | None:
-    if holder.permit in seen.gone:
-        return Release(holder, Reason.GONE)
+    if gone := seen.gone.get(holder.permit):
+        return Release(holder, Reason.GONE, gone)
     if holder.uid or holder.confirmed:
         # It existed. The watch may only be behind: nothing is taken from a pod that the API server still has.
         return Release(holder, Reason.GONE, unproven=True)
@@ -139,8 +190,29 @@ def _of_unseen(holder: Holder, seen: Observed) -> Action | None:
     return None
 
 
-def _is_late(pod: PodView, seen: Observed) -> bool:
-    return not pod.sidecar_started or permit_of(pod) in seen.lost
+def _other_length(seen: Observed, late: list[PodView], waiters: list[PodView]) -> int:
+    """Return the length that the semaphore shall have instead of the one it has, or 0.
+
+    The pod that came last decides. One that was let in has done so already; it is the waiters that have not.
+    """
+    if not seen.state.length:
+        unserved = sorted([*late, *waiters], key=lambda pod: pod.place)
+        return unserved[-1].length if unserved else 0
+    if not waiters or waiters[-1].length == seen.state.length:
+        return 0
+    return waiters[-1].length if waiters[-1].place == max(pod.place for pod in seen.pods) else 0
+
+
+def _is_ending(pod: PodView, held: Collection[str], seen: Observed) -> bool:
+    """Whether a pod's successor waits until the API shows its end, so that nobody ever sees more than `length`."""
+    return (
+        pod.deleting
+        and pod.releases_on_exit
+        and not pod.finished
+        and not pod.gated
+        and pod.permit not in held
+        and seen.missing_ms.get(pod.permit, 0) < ENDING_MS
+    )
 
 
 def _over(pod: PodView) -> bool:

@@ -91,12 +91,13 @@ class _Event(msgspec.Struct):
     object: msgspec.Raw
 
 
-class _Version(msgspec.Struct, rename="camel"):
+class _Metadata(msgspec.Struct, rename="camel"):
     resource_version: str = ""
+    uid: str = ""
 
 
-class _Bookmark(msgspec.Struct):
-    metadata: _Version
+class _Object(msgspec.Struct):
+    metadata: _Metadata
 
 
 class _Condition(msgspec.Struct):
@@ -113,7 +114,7 @@ class _Node(msgspec.Struct):
 
 
 _event = msgspec.json.Decoder(_Event)
-_bookmark = msgspec.json.Decoder(_Bookmark)
+_object = msgspec.json.Decoder(_Object)
 _node = msgspec.json.Decoder(_Node)
 
 
@@ -190,21 +191,30 @@ class Kube:
     async def patch_pod(self, namespace: str, name: str, json_patch: Sequence[dict[str, Any]]) -> Written:
         """Apply a JSON patch (RFC 6902); CONFLICT where one of its tests, or an operation, does not fit the pod."""
         path = path_of("api", "v1", "namespaces", namespace, "pods", name)
-        return await self._patch(path, json_patch, "application/json-patch+json")
+        written, _ = await self._patch(path, json_patch, "application/json-patch+json")
+        return written
 
-    async def touch_owner(self, kind: str, namespace: str, name: str, annotation: str, value: str) -> Written:
-        """Set an annotation of an owner, which makes its controller look at it at once.
+    async def touch_owner(self, kind: str, namespace: str, name: str, annotation: str, value: str) -> Reference | None:
+        """Set an annotation of an owner, which makes its controller look at it at once, and return the owner.
+
+        None where there is no such object (any more), or others' writes came in between.
 
         Raises:
             KeyError: The kind is not one of `OWNERS`.
         """
-        *root, resource = OWNERS[kind]
-        path = path_of(*root, "namespaces", namespace, resource, name)
+        root, *version, resource = OWNERS[kind]
+        path = path_of(root, *version, "namespaces", namespace, resource, name)
         patch = {"metadata": {"annotations": {annotation: value}}}
-        return await self._patch(path, patch, "application/merge-patch+json")
+        written, body = await self._patch(path, patch, "application/merge-patch+json")
+        if written is not Written.DONE:
+            return None
+        try:
+            return Reference("/".join(version), kind, namespace, name, _object.decode(body).metadata.uid)
+        except ValueError as error:
+            raise ApiUnavailableError(f"the API server's answer is no object: {error}") from error
 
     async def create_event(
-        self, regarding: Reference, reason: str, note: str, *, action: str, warning: bool = False
+        self, regarding: Reference, reason: str, note: str, *, action: str, warning: bool = False, at: float = 0
     ) -> Written:
         """Report on an object, in its namespace (events.k8s.io/v1).
 
@@ -214,6 +224,7 @@ class Kube:
             note: For people; cut at 1,024 bytes.
             action: A word in UpperCamelCase for what we did.
             warning: Whether somebody should do something about it.
+            at: When it happened, in seconds since the epoch; 0 for now.
 
         Returns:
             MISSING where the namespace is gone or going.
@@ -223,7 +234,7 @@ class Kube:
             "apiVersion": "events.k8s.io/v1",
             "kind": "Event",
             "metadata": metadata,
-            "eventTime": micro_time(time.time()),
+            "eventTime": micro_time(at or time.time()),
             "reportingController": REPORTING_CONTROLLER,
             "reportingInstance": self._instance[:128],
             "action": action,
@@ -293,25 +304,25 @@ class Kube:
             return None
         return decode_lease(_done(f"lease {namespace}/{name}", answer))
 
-    async def _patch(self, path: str, patch: object, content_type: str) -> Written:
+    async def _patch(self, path: str, patch: object, content_type: str) -> tuple[Written, bytes]:
         answer = await self._connection.request(
             "PATCH", path, body=patch, content_type=content_type, accept=METADATA_ONLY
         )
         if answer.status is None:
-            return Written.DONE
+            return Written.DONE, answer.body
         if answer.status.code == NOT_FOUND and answer.status.reason == "NotFound":
-            return Written.MISSING
+            return Written.MISSING, b""
         # A 422 about no object in particular: the patch does not fit. One about the pod: its result would not be valid.
         unfit = answer.status.code == UNPROCESSABLE and not (answer.status.details and answer.status.details.name)
         if unfit or answer.status.code == CONFLICT:
-            return Written.CONFLICT
+            return Written.CONFLICT, b""
         raise refusal(f"PATCH {path}", answer.status)
 
     def _watch_event(self, line: bytes) -> WatchEvent:
         try:
             event = _event.decode(line)
             if event.type == "BOOKMARK":
-                return WatchEvent(event.type, _bookmark.decode(event.object).metadata.resource_version, None)
+                return WatchEvent(event.type, _object.decode(event.object).metadata.resource_version, None)
         except ValueError as error:
             raise ApiUnavailableError(f"the API server's watch sent what is no event: {error}") from error
         if event.type == "ERROR":

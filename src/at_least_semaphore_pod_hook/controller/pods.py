@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from at_least_semaphore_pod_hook.errors import ApiUnavailableError
+from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
+from at_least_semaphore_pod_hook.admission.inject import UID_PERMIT
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError, InvalidInputError
+from at_least_semaphore_pod_hook.semaphore.model import FRESH_SECONDS
+
+MAX_STAMP_DIGITS = 18
 
 
 class Owner(NamedTuple):
@@ -42,7 +47,7 @@ class ContainerView(NamedTuple):
 
 
 class SidecarView(NamedTuple):
-    """Our sidecar in a pod: the last two of its arguments, and how it is doing."""
+    """Our sidecar in a pod: semaphore and permit from its arguments, and how it is doing."""
 
     semaphore: str
     permit: str
@@ -62,6 +67,10 @@ class PodView(msgspec.Struct, frozen=True, gc=False):
         annotations: Those that begin with our prefix.
         labels: The same.
         gates: The names of its scheduling gates.
+        gated: Whether ours is one of them.
+        arrived: When a waiter came, in microseconds since the epoch; 0 where that is not known.
+        length, expiration: What its annotations say; 0 where somebody has made them what is not accepted.
+        releases_on_exit: Whether its permit goes back once its other containers have ended, or at the first signal.
         restart_policy: Always, OnFailure or Never.
         owner: Its controlling owner.
         containers: The init containers, then the others, each in the pod's order. Ephemeral ones are left out: they
@@ -82,15 +91,39 @@ class PodView(msgspec.Struct, frozen=True, gc=False):
     annotations: Mapping[str, str]
     labels: Mapping[str, str]
     gates: tuple[str, ...]
+    gated: bool
+    arrived: int
+    length: int
+    expiration: int
+    releases_on_exit: bool
     restart_policy: str
     owner: Owner | None
     containers: tuple[ContainerView, ...]
     sidecar: SidecarView | None
 
     @property
-    def others_terminated(self) -> bool:
-        """Whether no container but our sidecar runs now; one that ended may still be started again."""
-        return all(container.state == "terminated" for container in self._others())
+    def permit(self) -> str:
+        """The name of its permit, held or not; empty where it has no sidecar of ours."""
+        return self.sidecar.permit if self.sidecar else ""
+
+    @property
+    def came(self) -> float:
+        """When it came, in seconds since the epoch: as finely as is known, and near what the API server says."""
+        stamp = self.arrived / 1_000_000
+        return stamp if abs(stamp - self.created) < FRESH_SECONDS else self.created
+
+    @property
+    def place(self) -> tuple[float, int, str]:
+        """Where it stands among waiters, the least first.
+
+        By the API server's clock, and within one of its whole seconds by when it came: that is in an annotation, which
+        whoever may change pods can change, but for a second at most.
+        """
+        return self.created, self.arrived, self.uid
+
+    def let_in(self) -> PodView:
+        """Return the pod as it is without our gate."""
+        return msgspec.structs.replace(self, gates=(), gated=False)
 
     @property
     def others_ended(self) -> bool:
@@ -227,6 +260,8 @@ class PodDecoder:
     def __init__(self, prefix: str, sidecar_name: str) -> None:
         self._prefix = prefix
         self._sidecar_name = sidecar_name
+        self._gate = prefix + pod_annotations.GATE
+        self._arrived = prefix + pod_annotations.ARRIVED
 
     def pod(self, body: bytes | msgspec.Raw) -> PodView:
         """Read one pod. Raises ApiUnavailableError where it is none."""
@@ -246,10 +281,14 @@ class PodDecoder:
 
     def _view(self, pod: _Pod) -> PodView:
         metadata, spec, status = pod.metadata, pod.spec, pod.status
+        annotations = self._ours(metadata.annotations)
+        gates = tuple(sys.intern(gate.name) for gate in spec.scheduling_gates or ())
+        demand = self._demand(annotations)
         containers = (
             *_containers(spec.init_containers, status.init_container_statuses, init=True),
             *_containers(spec.containers, status.container_statuses, init=False),
         )
+        sidecar = self._sidecar(spec, containers, metadata.uid)
         return PodView(
             namespace=sys.intern(metadata.namespace),
             name=metadata.name,
@@ -261,25 +300,36 @@ class PodDecoder:
             phase=sys.intern(status.phase or ""),
             reason=sys.intern(status.reason or ""),
             node=sys.intern(spec.node_name or ""),
-            annotations=self._ours(metadata.annotations),
+            annotations=annotations,
             labels=self._ours(metadata.labels),
-            gates=tuple(sys.intern(gate.name) for gate in spec.scheduling_gates or ()),
+            gates=gates,
+            gated=self._gate in gates,
+            arrived=_microseconds(annotations.get(self._arrived, "")),
+            length=demand.length if demand else 0,
+            expiration=demand.expiration if demand else 0,
+            releases_on_exit=_releases_on_exit(demand, sidecar),
             restart_policy=sys.intern(spec.restart_policy or "Always"),
             owner=_controller(metadata.owner_references),
             containers=containers,
-            sidecar=self._sidecar(spec, containers),
+            sidecar=sidecar,
         )
+
+    def _demand(self, annotations: dict[str, str]) -> pod_annotations.Demand | None:
+        try:
+            return pod_annotations.parse(annotations, self._prefix)
+        except InvalidInputError:
+            return None
 
     def _ours(self, items: dict[str, str] | None) -> dict[str, str]:
         # The names are the same in every pod, and longer than most values: keep each once.
         return {sys.intern(name): value for name, value in (items or {}).items() if name.startswith(self._prefix)}
 
-    def _sidecar(self, spec: _Spec, containers: tuple[ContainerView, ...]) -> SidecarView | None:
+    def _sidecar(self, spec: _Spec, containers: tuple[ContainerView, ...], uid: str) -> SidecarView | None:
         declared = (*(spec.init_containers or ()), *(spec.containers or ()))
         for container, view in zip(declared, containers, strict=True):
             if container.name == self._sidecar_name:
                 semaphore, permit = (container.args or [])[-2:] if len(container.args or ()) > 1 else ("", "")
-                return SidecarView(sys.intern(semaphore), permit, view)
+                return SidecarView(sys.intern(semaphore), uid if permit == UID_PERMIT else permit, view)
         return None
 
 
@@ -303,6 +353,16 @@ def _containers(
             ended.exit_code if ended else None,
             started=running and status.started is True,
         )
+
+
+def _releases_on_exit(demand: pod_annotations.Demand | None, sidecar: SidecarView | None) -> bool:
+    if demand and demand.release_on:
+        return demand.release_on is pod_annotations.ReleaseOn.EXIT
+    return sidecar is not None and sidecar.container.native
+
+
+def _microseconds(text: str) -> int:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_STAMP_DIGITS else 0
 
 
 def _controller(references: list[_OwnerReference] | None) -> Owner | None:

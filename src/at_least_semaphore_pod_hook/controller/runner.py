@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.controller import Controller
+from at_least_semaphore_pod_hook.controller.effects import Effects
 from at_least_semaphore_pod_hook.controller.election import Election
 from at_least_semaphore_pod_hook.controller.kube import Kube
 from at_least_semaphore_pod_hook.controller.pods import PodDecoder
 from at_least_semaphore_pod_hook.controller.reflector import Reflector
+from at_least_semaphore_pod_hook.controller.reports import Reports
 from at_least_semaphore_pod_hook.errors import UnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from at_least_semaphore_pod_hook.controller.decide import Reason
+    from at_least_semaphore_pod_hook.controller.meter import Meter
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
     from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 
@@ -58,17 +60,17 @@ async def run(
     *,
     on_up: Callable[[bool], None],
     on_leading: Callable[[bool], None],
-    on_release: Callable[[Reason], None],
+    meter: Meter,
 ) -> None:
     """Stand for election and work, until cancelled.
 
     Args:
         options: See there.
         store: Where semaphores live.
-        service: Grants permits.
+        service: Creates and resizes semaphores.
         on_up: Told whether the API server answers.
         on_leading: Told whether we are the one that works.
-        on_release: Told of each permit that was taken back, and why.
+        meter: Told of what the controller counts and measures.
     """
     kube = await _connect(options, on_up)
     controller: asyncio.Task[None] | None = None
@@ -76,7 +78,7 @@ async def run(
     async def start() -> None:
         nonlocal controller
         on_leading(True)
-        controller = asyncio.create_task(_work(kube, options, store, service, on_up, on_release))
+        controller = asyncio.create_task(_work(kube, options, store, service, on_up, meter))
 
     async def stop() -> None:
         nonlocal controller
@@ -120,11 +122,19 @@ async def _work(
     store: Store,
     service: SemaphoreService,
     on_up: Callable[[bool], None],
-    on_release: Callable[[Reason], None],
+    meter: Meter,
 ) -> None:
-    controller = Controller(
-        kube, store, service, prefix=options.prefix, wake_owners=options.wake_owners, on_release=on_release
+    reports = Reports(kube, on_drop=meter.event_dropped)
+    effects = Effects(
+        kube,
+        store,
+        service,
+        prefix=options.prefix,
+        wake_owners=options.wake_owners,
+        meter=meter,
+        reports=reports,
     )
+    controller = Controller(store, effects, meter, reports)
     reflector = Reflector(kube, f"{options.prefix}key", controller.observe)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(reflector.run())
@@ -132,6 +142,7 @@ async def _work(
         # What is not in the list is not there: nothing is decided before it has come.
         await reflector.synced.wait()
         logger.info("pods watched", extra={"pods": len(reflector.pods)})
+        tasks.create_task(reports.run())
         tasks.create_task(controller.run())
 
 

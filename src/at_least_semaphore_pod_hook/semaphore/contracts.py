@@ -33,9 +33,10 @@ class Store(Protocol):
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
         """Grant a permit, or say why not, within `timeout` seconds where one is given.
 
-        A fresh reservation under `request.carried` or `request.permit` with the same identity is resumed. A permit
-        whose pod was seen, or that a sidecar has renewed, is held by a stored pod and is never resumed. Where it is
-        full, the owner is noted.
+        A permit that is held under the name `request.permit` is resumed where the identity is the same, and where it
+        is not, the answer is FULL: nobody's permit is granted again. A reservation under `request.carried` is resumed
+        with the same identity as long as it is fresh; once its pod was seen, or a sidecar has renewed it, it is held
+        by a stored pod and never resumed. Where it is full, the owner is noted.
         """
         ...
 

@@ -38,7 +38,8 @@ class AcquireRequest(NamedTuple):
         key: The semaphore.
         length: How many permits the pod says that the semaphore has; 0 where it takes what there is.
         expiration_seconds: How long the permit lives without a renewal.
-        permit: The name that a newly granted permit gets: random, so that nobody can guess another's.
+        permit: The name that a newly granted permit gets: a random one, so that nobody can guess another's, or the UID
+            of a pod that exists.
         identity: Whose request this is, e.g. a digest of namespace, user and pod name. A permit that the pod brings
             along counts only where it was reserved under the same identity.
         carried: The permit that the pod brings along, or an empty string.
@@ -46,6 +47,7 @@ class AcquireRequest(NamedTuple):
         assumed_length: In a dry run, answer as if the semaphore had been resized to this; 0 for as it is.
         pod: The pod's name where it has one already, else its generated name's prefix.
         dry_run: Answer as if it were real, and write nothing.
+        uid: The UID of a pod that was seen in the API; empty for one that is being created.
     """
 
     key: SemaphoreKey
@@ -58,6 +60,7 @@ class AcquireRequest(NamedTuple):
     dry_run: bool = False
     assumed_length: int = 0
     owner: str = ""
+    uid: str = ""
 
 
 class Outcome(StrEnum):

@@ -91,6 +91,18 @@ class SemaphoreService:
                 raise StoreUnavailableError(f"semaphore {request.key}: no answer within {timeout:.1f} s") from error
             raise
 
+    async def resize(self, key: SemaphoreKey, length: int, timeout: float) -> None:
+        """Give a semaphore a length, creating it where it does not exist.
+
+        Raises:
+            UnavailableError: Store or lock did not answer within `timeout` seconds.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                await self._ensure_length(key, length)
+        except TimeoutError as error:
+            raise StoreUnavailableError(f"semaphore {key}: not resized within {timeout:.1f} s") from error
+
     async def _acquire_at_length(self, request: AcquireRequest) -> Acquired:
         """Acquire after the semaphore has got the request's length, or, in a dry run, as if it had."""
         if request.dry_run:

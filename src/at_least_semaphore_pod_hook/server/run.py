@@ -14,12 +14,12 @@ import uvicorn
 import uvloop
 
 from at_least_semaphore_pod_hook import __version__
-from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
+from at_least_semaphore_pod_hook.admission.annotations import WhenFull, annotation_prefix
 from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
-from at_least_semaphore_pod_hook.server import app, logs, metrics
+from at_least_semaphore_pod_hook.server import app, logs, metrics, semaphore_metrics
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
@@ -135,7 +135,14 @@ async def _serve(settings: Webhook) -> None:
     certificate.load()
     store = RedisStore(settings.common.queue_redis_address)
     service = SemaphoreService(store, make_lock(settings), on_reclaim=_count_reclaimed)
-    handler = AdmissionHandler(service, sidecar_template(settings), annotation_prefix(settings.variant))
+    handler = AdmissionHandler(
+        service,
+        sidecar_template(settings),
+        annotation_prefix(settings.variant),
+        when_full=WhenFull(settings.when_full),
+        on_granted=semaphore_metrics.METER.granted,
+        on_denied=semaphore_metrics.METER.denied,
+    )
     started, stopping = asyncio.Event(), asyncio.Event()
 
     def ready() -> tuple[int, bytes, bytes]:
@@ -265,5 +272,5 @@ def _control(settings: Webhook, store: Store, service: SemaphoreService) -> Coro
         service,
         on_up=metrics.KUBERNETES_UP.set,
         on_leading=metrics.LEADING.set,
-        on_release=lambda reason: metrics.count(metrics.RECLAIMS, reason.value)(),
+        meter=semaphore_metrics.METER,
     )

@@ -78,26 +78,31 @@ class MemoryStore:
     def _get(self, key: SemaphoreKey) -> _Semaphore:
         return self._semaphores.get(key) or _Semaphore()
 
+    @staticmethod
+    def _held(semaphore: _Semaphore, permit: str, now_ms: int) -> _Held | None:
+        held = semaphore.permits.get(permit)
+        return held if held and held.lease_end_ms > now_ms else None
+
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:  # noqa: ARG002 - at once
         """See `Store.acquire`."""
         now = self._now_ms()
         semaphore = self._get(request.key)
         live = semaphore.live(now)
         length = (request.assumed_length if request.dry_run else 0) or semaphore.length
-        for permit in (request.carried, request.permit):
-            held = semaphore.permits.get(permit)
-            if (
-                held
-                and held.lease_end_ms > now
-                and not held.confirmed
-                and not held.uid
-                and held.identity == request.identity
-                and now - held.granted_ms < FRESH_SECONDS * 1000
-            ):
-                return Acquired(Outcome.RESUMED, length, len(live), permit, held.token)
+        carried, own = self._held(semaphore, request.carried, now), self._held(semaphore, request.permit, now)
+        if (
+            carried
+            and not carried.confirmed
+            and not carried.uid
+            and carried.identity == request.identity
+            and now - carried.granted_ms < FRESH_SECONDS * 1000
+        ):
+            return Acquired(Outcome.RESUMED, length, len(live), request.carried, carried.token)
+        if own and own.identity == request.identity:
+            return Acquired(Outcome.RESUMED, length, len(live), request.permit, own.token)
         if length == 0 or request.length not in {0, length}:
             return Acquired(Outcome.OTHER_LENGTH, length, len(live))
-        if len(live) >= length:
+        if len(live) >= length or own:
             if request.owner and not request.dry_run:
                 semaphore.denied.setdefault(request.owner, now)
             latest = sorted(live, key=lambda item: (item[1].lease_end_ms, item[0]), reverse=True)
@@ -111,7 +116,7 @@ class MemoryStore:
             semaphore.token = token
             semaphore.permits = dict(live)
             semaphore.permits[request.permit] = _Held(
-                request.identity, request.pod, token, lease_ms, now, lease_end_ms=now + lease_ms
+                request.identity, request.pod, token, lease_ms, now, lease_end_ms=now + lease_ms, uid=request.uid
             )
         return Acquired(Outcome.GRANTED, length, len(live) + 1, request.permit, token)
 

@@ -98,6 +98,7 @@ class RedisStore:
                 int(request.dry_run),
                 request.assumed_length,
                 request.owner,
+                request.uid,
             ),
             timeout,
         )

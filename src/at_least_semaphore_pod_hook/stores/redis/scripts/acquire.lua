@@ -9,7 +9,7 @@
 -- ARGV[1] permit to grant   ARGV[2] permit that the pod carries, or ''   ARGV[3] identity   ARGV[4] pod
 -- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
 -- ARGV[8] '1' for a dry run: nothing is written   ARGV[9] in a dry run: the length to assume, 0 for the stored one
--- ARGV[10] the pod's owner, noted where it is denied, or ''
+-- ARGV[10] the pod's owner, noted where it is denied, or ''   ARGV[11] the pod's UID where it was seen in the API, or ''
 -- Returns {outcome, length, held, permit, token, pod of a holder ...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -24,23 +24,27 @@ local expected = tonumber(ARGV[5])
 local expired = redis.call('ZCOUNT', KEYS[2], '-inf', now)
 local held = redis.call('ZCARD', KEYS[2]) - expired
 
-for _, permit in ipairs({ARGV[2], ARGV[1]}) do
+local function held_under(permit)
   local record = permit ~= '' and redis.call('HGET', KEYS[3], permit)
-  if record then
-    local holder = cjson.decode(record)
-    local lease_end = tonumber(redis.call('ZSCORE', KEYS[2], permit) or '0')
-    if lease_end > now and not holder.confirmed and holder.uid == '' and holder.identity == ARGV[3]
-        and now - holder.granted < tonumber(ARGV[7]) then
-      return {'resumed', length, held, permit, holder.token}
-    end
+  if record and tonumber(redis.call('ZSCORE', KEYS[2], permit) or '0') > now then
+    return cjson.decode(record)
   end
+end
+local carried = held_under(ARGV[2])
+if carried and not carried.confirmed and carried.uid == '' and carried.identity == ARGV[3]
+    and now - carried.granted < tonumber(ARGV[7]) then
+  return {'resumed', length, held, ARGV[2], carried.token}
+end
+local own = held_under(ARGV[1])
+if own and own.identity == ARGV[3] then
+  return {'resumed', length, held, ARGV[1], own.token}
 end
 
 if length == 0 or (expected ~= 0 and expected ~= length) then
   return {'other_length', length, held}
 end
 
-if held >= length then
+if held >= length or own then
   if ARGV[10] ~= '' and not dry_run then
     redis.call('ZADD', KEYS[4], 'NX', now, ARGV[10])
     redis.call('ZREMRANGEBYRANK', KEYS[4], 1000, -1)
@@ -77,7 +81,7 @@ redis.call('ZREM', KEYS[5], ARGV[1])
 redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[1])
 redis.call('HSET', KEYS[3], ARGV[1], cjson.encode({
   identity = ARGV[3], pod = ARGV[4], token = token_text,
-  lease = tonumber(ARGV[6]), granted = now, renewed = 0, uid = '', confirmed = false,
+  lease = tonumber(ARGV[6]), granted = now, renewed = 0, uid = ARGV[11], confirmed = false,
 }))
 -- A semaphore that nobody has used for a week is forgotten; its next pod creates it again.
 redis.call('PEXPIRE', KEYS[1], 604800000)
