@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 import yaml
 
 from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
-from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreKey, SemaphoreState
-from at_least_semaphore_pod_hook.settings import Address
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from demo_view import BACK, Object, Pod, View, until
 from devcluster.console import Console, StepError
 from devcluster.errors import DevClusterError
 from devcluster.local import EXAMPLES, LocalCluster
-from devcluster.podrunner import SIDECAR
 from devcluster.session import StoppedError, ignore_signals, scratch, until_signalled
 
-Object = dict[str, Any]
-
-Found = TypeVar("Found")
-
-STEPS = 7
-_WAIT_SECONDS = 30.0
-_POLL_SECONDS = 0.05
-_BACK = "gave the permit back"
-
-
-@dataclass(frozen=True)
-class Pod:
-    """A pod as the API server has it; `permit` is what the webhook wrote into its sidecar's arguments."""
-
-    name: str
-    deployment: str
-    permit: str
-    state: str
+STEPS = 8
+_NAME = "app.kubernetes.io/name"
+_JOB_LABEL = "batch.kubernetes.io/job-name"
+_JOB_PODS, _JOB_PERMITS = 6, 2
+_WORK_SECONDS = 0.5
 
 
 class Demo:
@@ -51,7 +32,6 @@ class Demo:
         self._directory = directory
         self._parts = parts
         self._say = console.say
-        self._namespace = ""
         deployments = list(yaml.safe_load_all((EXAMPLES / "deployments.yaml").read_text()))
         self._names = [str(one["metadata"]["name"]) for one in deployments]
         annotations = deployments[0]["spec"]["template"]["metadata"]["annotations"]
@@ -75,6 +55,8 @@ class Demo:
             freed = self._delete(next(name for name in self._names if name != waiting))
         with self._console.step("The waiting pod is admitted"):
             self._admit(waiting, freed)
+        with self._console.step("Create six pods that wait in line for two permits"):
+            self._line_up()
 
     def _find(self) -> LocalCluster:
         # What the sidecars are asked to do is worth a line of their logs here.
@@ -116,8 +98,9 @@ class Demo:
             "The annotations of their pods say that they belong together:"
         )
         self._console.quote("\n".join(self._annotations))
-        self._namespace = self._cluster.apply_examples({"Namespace", "Deployment"})
-        self._until(self._settled, f"{self._length} pods run, each with a permit, and one is refused")
+        self._cluster.create_examples_namespace()
+        self._view = View(self._cluster, self._console, self._cluster.apply_examples({"Deployment"}))
+        until(self._settled, f"{self._length} pods run, each with a permit, and one is refused")
         (waiting,) = (name for name in self._names if len(self._pods_of(name)) == 1)
         self._say(
             "For three of the pods the webhook took a permit and put a sidecar into the pod, which renews the permit "
@@ -129,80 +112,94 @@ class Demo:
         return waiting
 
     def _delete(self, deployment: str) -> float:
-        """Scale a Deployment down by one; return when its pod's permit was back (monotonic)."""
-        before = {pod.name: pod for pod in self._pods()}
+        """Scale a Deployment down by one; return when its pod's permit was back, in seconds since the epoch."""
+        before = {pod.name: pod for pod in self._view.pods(_NAME)}
         self._say(
             f"kubectl scale deployment {deployment} --replicas=1 makes its ReplicaSet delete one of its two pods. (If "
             "the pod were deleted with kubectl delete, the ReplicaSet would ask for another in its place at once, and "
             "that one would compete with the pod that waits.)"
         )
-        self._kubectl("scale", "deployment", deployment, "--replicas=1")
-        name = self._until(lambda: self._given_back(list(before)), f"the sidecar of a {deployment} pod says '{_BACK}'")
-        freed = time.monotonic()
+        self._view.kubectl("scale", "deployment", deployment, "--replicas=1")
+        name = until(lambda: self._given_back(list(before)), f"the sidecar of a {deployment} pod says '{BACK}'")
         # Whoever is quick may hold one again by now, but not under this permit's name.
-        permits = {holder.permit for holder in self._semaphore().holders}
-        if before[name].permit in permits:
+        if before[name].permit in self._view.holders(self._key):
             raise DevClusterError(f"permit {before[name].permit} of the deleted pod {name} is still held")
         self._say(f"The sidecar of {name} got SIGTERM, and its last words are:")
-        lines = self._cluster.runner.sidecar_log(self._namespace, name).splitlines()
+        lines = self._cluster.runner.sidecar_log(self._view.namespace, name).splitlines()
         self._console.quote("\n".join(line.partition(" semaphore=")[0] for line in lines[-2:]))
-        self._show()
-        return freed
+        return self._view.given_back(name) or 0.0
 
     def _admit(self, deployment: str, freed: float) -> None:
         replica_set = str(self._replica_set(deployment)["metadata"]["name"])
-        self._say("A ReplicaSet that was refused waits before it asks again, each time twice as long.")
-        if len(self._pods_of(deployment)) == 2:
-            self._say(f"This one's time came just now: {replica_set} has asked again, and was not refused.")
-        else:
-            self._say(
-                "The demo doesn't sit that out: any change of the ReplicaSet, and be it an annotation, makes its "
-                "controller look at it at once:"
-            )
-            self._console.quote(f"kubectl annotate replicaset {replica_set} example.com/look-again=now")
-            self._kubectl("annotate", "replicaset", replica_set, "example.com/look-again=now")
-        self._until(lambda: len(self._running(deployment)) == 2, f"the second pod of {deployment} runs with a permit")
-        seconds = time.monotonic() - freed
-        self._say(f"The second pod of {deployment} runs, {seconds:.1f} s after the permit came back:")
-        self._show()
         self._say(
-            "Had the sidecar of the deleted pod been killed instead of asked to end, its permit would have come back "
-            "all the same, when its lease ran out."
+            "A ReplicaSet that was refused waits before it asks again, each time twice as long, up to a quarter of an "
+            "hour. The controller in the webhook does not leave it at that: it touches an annotation of "
+            f"{replica_set}, which makes it ask again at once."
         )
+        until(lambda: len(self._running(deployment)) == 2, f"the second pod of {deployment} runs with a permit")
+        # Its name in the admission is that of its ReplicaSet, as it had none of its own yet.
+        admitted = self._admitted_after(replica_set, freed)
+        self._show()
+        self._say(f"Hand-over when denied: {1000 * (admitted - freed):.0f} ms from permit to admitted pod.")
+        self._say(
+            "Had the sidecar of the deleted pod been killed instead of asked to end, the controller would have taken "
+            "its permit back as soon as the API server showed that the pod was gone."
+        )
+
+    def _line_up(self) -> None:
+        """Have a Job's pods wait in line, and served in order."""
+        self._say(
+            "deploy/examples/job.yaml has a Job of six pods at once, for a semaphore of two permits. Its pods have one "
+            'more annotation, when-full: "gate". None is refused: all are created, behind a scheduling gate.'
+        )
+        self._cluster.apply_examples({"Job"}, run_seconds=_WORK_SECONDS)
+        pods = until(self._all_lined_up, f"{_JOB_PODS} pods of the Job, {_JOB_PERMITS} of them without a gate")
+        rows = [(pod.name, "no" if pod.gated else "yes", "waiting" if pod.gated else pod.state) for pod in pods]
+        self._console.line()
+        styles = ["yellow" if pod.gated else "green" for pod in pods]
+        self._console.table(("POD, BY ARRIVAL", "PERMIT", "STATE"), rows, styles)
+        self._console.line()
+        names = [pod.name for pod in pods]
+        until(lambda: all(map(self._view.given_back, names)), "all pods of the Job have given their permits back")
+        freed = sorted(self._view.given_back(name) or 0.0 for name in names)
+        let_in = [self._view.logged("pod let in", name)[0] for name in names]
+        self._say("Whenever a pod's work was over, the first in line was let in:")
+        waits = list(zip(names[_JOB_PERMITS:], freed, let_in[_JOB_PERMITS:], strict=False))
+        times = [(name, f"{1000 * (entry - free):.0f} ms") for name, free, entry in waits]
+        self._console.table(("POD", "LET IN AFTER"), times)
+        order = "in the order of their arrival" if let_in == sorted(let_in) else "out of order"
+        middle = statistics.median(entry - free for _, free, entry in waits)
+        self._say(f"Hand-over in line: {1000 * middle:.0f} ms (median); the pods were let in {order}.")
+
+    def _all_lined_up(self) -> list[Pod] | None:
+        pods = sorted(self._view.pods(_JOB_LABEL), key=lambda pod: pod.arrived)
+        entered = sum(not pod.gated for pod in pods)
+        return pods if len(pods) == _JOB_PODS and entered >= _JOB_PERMITS else None
 
     def _settled(self) -> bool:
         return len(self._running()) == self._length and any(self._refusal(name) for name in self._names)
 
     def _given_back(self, names: list[str]) -> str | None:
-        runner = self._cluster.runner
-        return next((name for name in names if _BACK in runner.sidecar_log(self._namespace, name)), None)
+        return next((name for name in names if self._view.given_back(name)), None)
+
+    def _admitted_after(self, replica_set: str, freed: float) -> float:
+        """Return when a pod of a ReplicaSet was admitted after that, in seconds since the epoch."""
+        found = self._view.logged("pod admitted", f"{replica_set}-*")
+        return next(moment for moment in found if moment >= freed)
 
     def _running(self, deployment: str | None = None) -> list[Pod]:
         """Return the pods that run, and whose sidecar has renewed their permit once."""
         running = [pod for pod in self._pods_of(deployment) if pod.state == "running"]
         # The store is asked only where the answer matters.
-        holders = self._holders() if running else {}
+        holders = self._view.holders(self._key) if running else {}
         return [pod for pod in running if pod.permit in holders and holders[pod.permit].pod == pod.name]
 
     def _pods_of(self, deployment: str | None) -> list[Pod]:
-        return [pod for pod in self._pods() if deployment in (None, pod.deployment)]
-
-    def _pods(self) -> list[Pod]:
-        items = self._request(f"/api/v1/namespaces/{self._namespace}/pods")["items"]
-        pods = [
-            Pod(
-                item["metadata"]["name"],
-                item["metadata"]["labels"]["app.kubernetes.io/name"],
-                next((one["args"][-1] for one in item["spec"].get("initContainers", []) if one["name"] == SIDECAR), ""),
-                "ending" if "deletionTimestamp" in item["metadata"] else item["status"]["phase"].lower(),
-            )
-            for item in items
-        ]
-        return sorted(pods, key=lambda pod: (pod.deployment, pod.name))
+        return [pod for pod in self._view.pods(_NAME) if deployment in (None, pod.owner)]
 
     def _replica_set(self, deployment: str) -> Object:
-        path = f"/apis/apps/v1/namespaces/{self._namespace}/replicasets?labelSelector=app.kubernetes.io/name%3D"
-        (found,) = self._request(path + deployment)["items"] or [{}]
+        path = f"/apis/apps/v1/namespaces/{self._view.namespace}/replicasets?labelSelector=app.kubernetes.io/name%3D"
+        (found,) = self._view.request(path + deployment)["items"] or [{}]
         return dict(found)
 
     def _refusal(self, deployment: str) -> str | None:
@@ -210,55 +207,20 @@ class Demo:
         conditions = self._replica_set(deployment).get("status", {}).get("conditions") or []
         return next((one["message"] for one in conditions if one["type"] == "ReplicaFailure"), None)
 
-    def _semaphore(self) -> SemaphoreState:
-        async def read() -> SemaphoreState:
-            store = RedisStore(Address("127.0.0.1", self._cluster.store.port))
-            try:
-                return await store.state(SemaphoreKey(self._namespace, self._key))
-            finally:
-                await store.close()
-
-        return asyncio.run(read())
-
-    def _holders(self) -> dict[str, Holder]:
-        return {holder.permit: holder for holder in self._semaphore().holders}
-
     def _show(self) -> None:
-        """Print the pods, and the semaphore as the store has it."""
-        state = self._semaphore()
-        holders = {holder.permit for holder in state.holders}
-        pods = self._pods()
-        rows = [(pod.name, pod.deployment, "yes" if pod.permit in holders else "no", pod.state) for pod in pods]
+        """Print the Deployments' pods, and their semaphore as the store has it."""
+        holders = self._view.holders(self._key)
+        pods = self._view.pods(_NAME)
+        rows = [(pod.name, pod.owner, "yes" if pod.permit in holders else "no", pod.state) for pod in pods]
         for name in self._names:
             wanted = self._replica_set(name)["spec"]["replicas"]
-            there = sum(pod.deployment == name and pod.state != "ending" for pod in pods)
+            there = sum(pod.owner == name and pod.state != "ending" for pod in pods)
             rows += [("(not created)", name, "no", "waiting")] * (wanted - there)
         self._console.line()
         styles = ["green" if row[2] == "yes" else "yellow" for row in rows]
         self._console.table(("POD", "DEPLOYMENT", "PERMIT", "STATE"), rows, styles)
         self._console.line()
-        semaphore = SemaphoreKey(self._namespace, self._key)
-        self._say(f"semaphore {semaphore}: {state.length} permits, {state.held} held, {state.free} free")
-        self._console.table(
-            ("PERMIT", "HOLDER", "LEASE"),
-            [(one.permit, one.pod, f"{one.lease_ms / 1000:.0f} s") for one in state.holders],
-        )
-        self._console.line()
-
-    def _kubectl(self, *arguments: str) -> None:
-        self._cluster.control_plane.kubectl(f"--namespace={self._namespace}", *arguments)
-
-    def _request(self, path: str) -> Object:
-        return self._cluster.control_plane.request("GET", path)
-
-    def _until(self, probe: Callable[[], Found | None], what: str) -> Found:
-        """Ask until there is an answer that is true; DevClusterError after half a minute."""
-        deadline = time.monotonic() + _WAIT_SECONDS
-        while not (found := probe()):
-            if time.monotonic() > deadline:
-                raise DevClusterError(f"not within {_WAIT_SECONDS:g} s: {what}")
-            time.sleep(_POLL_SECONDS)
-        return found
+        self._view.show(self._key)
 
 
 def main() -> int:

@@ -152,6 +152,7 @@ class DevLocal:
             cluster.register()
             self._parts.enter_context(cluster.runner)
         with self._console.step("Create the examples"):
+            cluster.create_examples_namespace()
             namespace = cluster.apply_examples()
             self._console.say(f"deploy/examples is in the namespace {namespace}.")
         return cluster

@@ -57,24 +57,32 @@ class LocalCluster:
         """Register the webhook with the API server."""
         register(self.control_plane, self.webhook)
 
-    def apply_examples(self, kinds: Collection[str] | None = None) -> str:
-        """Create what `deploy/examples` holds, all of it or objects of these kinds; return their namespace.
-
-        The stand-in node passes time where a container would work: a Job's pod ends after the seconds that its
-        command sleeps, and a Deployment's runs on.
-        """
-        rendered = self.control_plane.kubectl("kustomize", str(EXAMPLES)).stdout
-        objects = [one for one in yaml.safe_load_all(rendered) if kinds is None or one["kind"] in kinds]
-        (namespace,) = (one["metadata"]["name"] for one in objects if one["kind"] == "Namespace")
+    def create_examples_namespace(self) -> str:
+        """Create the namespace of `deploy/examples` and return its name."""
+        (namespace,) = (one["metadata"]["name"] for one in self._examples() if one["kind"] == "Namespace")
         # Pods can be created in a namespace only once its service account is there.
         self.control_plane.create_namespace(namespace)
+        return str(namespace)
+
+    def apply_examples(self, kinds: Collection[str] | None = None, run_seconds: float | None = None) -> str:
+        """Apply what `deploy/examples` holds, all of it or objects of these kinds; return their namespace.
+
+        The stand-in node passes time where a container would work: a Job's pod ends after `run_seconds`, or after the
+        seconds that its command sleeps, and a Deployment's runs on.
+        """
+        everything = self._examples()
+        (namespace,) = (one["metadata"]["name"] for one in everything if one["kind"] == "Namespace")
+        objects = [one for one in everything if kinds is None or one["kind"] in kinds]
         for one in objects:
-            _end_in_time(one)
+            _end_in_time(one, run_seconds)
         self.control_plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(objects))
         return str(namespace)
 
+    def _examples(self) -> list[Object]:
+        return list(yaml.safe_load_all(self.control_plane.kubectl("kustomize", str(EXAMPLES)).stdout))
 
-def _end_in_time(one: Object) -> None:
+
+def _end_in_time(one: Object, run_seconds: float | None) -> None:
     spec = one.get("spec") or {}
     job = spec["jobTemplate"]["spec"] if one["kind"] == "CronJob" else spec
     if one["kind"] not in ("Job", "CronJob"):
@@ -82,4 +90,5 @@ def _end_in_time(one: Object) -> None:
     (container,) = job["template"]["spec"]["containers"]
     slept = _SLEEP.search(" ".join(container.get("command") or []))
     if slept:
-        job["template"]["metadata"].setdefault("annotations", {})[RUN_SECONDS] = slept[1]
+        seconds = slept[1] if run_seconds is None else str(run_seconds)
+        job["template"]["metadata"].setdefault("annotations", {})[RUN_SECONDS] = seconds
