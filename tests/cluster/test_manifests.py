@@ -324,7 +324,9 @@ class TestTheWholeHangsTogether:
         templates = list(pod_templates(objects(EXAMPLES)))
         assert len(templates) == 4
         for workload, template in templates:
-            assert set(template["metadata"]["annotations"]) == wanted, workload
+            annotations = template["metadata"]["annotations"]
+            assert set(annotations) - {f"{PREFIX}when-full"} == wanted, workload
+            assert annotations.get(f"{PREFIX}when-full", "gate") == "gate", workload
         shared = [t["metadata"]["annotations"] for name, t in templates if name.startswith("Deployment")]
         assert shared[0] == shared[1]
 

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME
 from at_least_semaphore_pod_hook.controller.connection import Connection
@@ -25,14 +27,12 @@ HERE = Path(__file__).parent
 PREFIX = annotation_prefix()
 NAMESPACE = "hook"
 ACCOUNT = "webhook"
-CLUSTER_RULES = [
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch", "patch"]},
-    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]},
-    {"apiGroups": [""], "resources": ["replicationcontrollers"], "verbs": ["patch"]},
-    {"apiGroups": ["apps"], "resources": ["replicasets", "statefulsets"], "verbs": ["patch"]},
-    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["patch"]},
-    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
-]
+CLUSTER_RULES = next(
+    document["rules"]
+    for document in yaml.safe_load_all((HERE.parents[1] / "deploy/kustomize/base/rbac.yaml").read_text())
+    if document["kind"] == "ClusterRole"
+)
+"""As they are shipped."""
 OWN_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "patch"]}]
 
 

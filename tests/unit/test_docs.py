@@ -12,7 +12,7 @@ import pytest
 
 from at_least_semaphore_pod_hook import cli
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
-from at_least_semaphore_pod_hook.server import metrics
+from at_least_semaphore_pod_hook.server import metrics, semaphore_metrics  # noqa: F401 - each adds to the registry
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

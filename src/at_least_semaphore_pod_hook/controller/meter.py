@@ -1,4 +1,4 @@
-"""What the controller tells of itself, for whoever counts it."""
+"""What the controller measures, and for whom it does is another's business: a protocol, so that nothing is imported."""
 
 from __future__ import annotations
 
@@ -9,47 +9,57 @@ if TYPE_CHECKING:
 
 
 class Figures(NamedTuple):
-    """A semaphore at one moment, in numbers.
+    """A semaphore at one moment.
 
     Attributes:
-        length, held: As the store has it.
-        waiting: How many pods wait in line.
-        oldest_wait_since: When the first of them came, in seconds since the epoch; None where nobody waits.
-        suspects: How many permits are kept for pods whose sidecar is silent.
-        late: How many pods were let in and have no permit.
+        length: How many permits there are.
+        held: How many are held; more than `length` while a shrunk semaphore drains.
+        waiting: How many pods wait behind a scheduling gate.
+        oldest_wait_since: When the one that has waited longest arrived, in seconds since the epoch; None where none
+            waits.
+        suspects: Permits that are kept for pods whose sidecar is silent.
+        late: Pods that exist without a permit.
     """
 
     length: int
     held: int
     waiting: int
     oldest_wait_since: float | None
-    suspects: int
-    late: int
+    suspects: int = 0
+    late: int = 0
 
 
 class Meter(Protocol):
-    """Told of what happens, as it happens; never waits and never raises."""
+    """Is told what happens. Every method is quick, and none raises."""
 
     def show(self, semaphore: SemaphoreKey, figures: Figures | None) -> None:
-        """Take a semaphore's figures; None to forget it."""
+        """Take in how a semaphore is now; None where there is nothing to tell of it any more."""
+        ...
 
     def clear(self) -> None:
-        """Forget all figures: another replica has them from now on."""
+        """Forget what was shown: another replica leads, and shows it."""
+        ...
 
     def granted(self, semaphore: SemaphoreKey) -> None:
-        """Count a grant."""
+        """Count a permit that a pod has got, at its admission or later."""
+        ...
 
     def denied(self, semaphore: SemaphoreKey) -> None:
-        """Count a denial."""
+        """Count a pod that was denied because all permits were held."""
+        ...
 
     def reclaimed(self, semaphore: SemaphoreKey, reason: str) -> None:
-        """Count a permit that was taken back."""
+        """Count a permit that was taken back, by a word for the reason."""
+        ...
 
     def handed_over(self, semaphore: SemaphoreKey, seconds: float) -> None:
-        """Take the seconds from a permit's being known to be free to the gate's removal from the pod that waited."""
+        """Measure how long a permit that somebody waited for was known to be free, until the waiter's gate was gone."""
+        ...
 
     def gate_removed(self, semaphore: SemaphoreKey, seconds: float) -> None:
-        """Take the seconds from a grant to the gate's removal."""
+        """Measure how long it took from the grant in the store until the pod's gate was gone."""
+        ...
 
     def event_dropped(self) -> None:
-        """Count an Event that was not written."""
+        """Count a Kubernetes Event that was not written."""
+        ...

@@ -29,9 +29,6 @@ BAD_REQUESTS = Counter(
 )
 RECLAIMED = Counter(f"{PREFIX}reclaimed_permits", "Expired permits that a sweep took back.", registry=REGISTRY)
 STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", registry=REGISTRY)
-RECLAIMS = Counter(
-    f"{PREFIX}reclaims", "Permits taken back because of what the API showed, by reason.", ("reason",), registry=REGISTRY
-)
 LEADING = Gauge(f"{PREFIX}leading", "1 while this replica is the one whose controller works.", registry=REGISTRY)
 KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
 CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
@@ -39,5 +36,5 @@ CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certifica
 
 @cache
 def count(counter: Counter, *labels: str) -> Callable[[], None]:
-    """Return what counts one under these labels, found once. Labels come from small fixed sets."""
+    """Return what counts one under these labels, found once. There are few labels, or bounded ones."""
     return counter.labels(*labels).inc

@@ -19,9 +19,10 @@ from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
-from at_least_semaphore_pod_hook.server import app, logs, metrics, semaphore_metrics
+from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
+from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 
 if TYPE_CHECKING:
@@ -140,8 +141,8 @@ async def _serve(settings: Webhook) -> None:
         sidecar_template(settings),
         annotation_prefix(settings.variant),
         when_full=WhenFull(settings.when_full),
-        on_granted=semaphore_metrics.METER.granted,
-        on_denied=semaphore_metrics.METER.denied,
+        on_granted=SEMAPHORES.granted,
+        on_denied=SEMAPHORES.denied,
     )
     started, stopping = asyncio.Event(), asyncio.Event()
 
@@ -272,5 +273,5 @@ def _control(settings: Webhook, store: Store, service: SemaphoreService) -> Coro
         service,
         on_up=metrics.KUBERNETES_UP.set,
         on_leading=metrics.LEADING.set,
-        meter=semaphore_metrics.METER,
+        meter=SEMAPHORES,
     )
