@@ -134,6 +134,12 @@ def test_a_sidecar_that_gave_its_permit_back_is_given_a_moment_to_show_why() -> 
     assert decided(pods=[ending], missing_ms={"lost": 2_000}) == [Grant(ending)]
 
 
+def test_a_sidecar_that_has_ended_has_given_its_permit_back_for_good() -> None:
+    status = {**READY, "initContainerStatuses": [{"name": SIDECAR, "state": {"terminated": {"exitCode": 0}}}]}
+    ended, waiting = pod("x", uid="e", status=status), waiter("a", length=1)
+    assert decided(pods=[ended, waiting], length=1, missing_ms={"x": 60_000}) == [Grant(waiting)]
+
+
 def test_pods_that_are_over_get_no_permit() -> None:
     going = {"deletionTimestamp": "2026-01-02T03:04:05Z"}
     assert (

@@ -144,15 +144,16 @@ def unpermitted(seen: Observed, held: Collection[str]) -> list[PodView]:
 
     They were stored after their reservation had been taken back, or lost their permit, or somebody removed the gate.
     """
-    late = [
-        pod
-        for pod in seen.pods
-        if pod.permit not in held
-        and not pod.gated
-        and not _over(pod)
-        and (not pod.sidecar_started or seen.missing_ms.get(pod.permit, 0) >= LOST_MS)
-    ]
+    late = [pod for pod in seen.pods if pod.permit not in held and not pod.gated and _needs_permit(pod, seen)]
     return sorted(late, key=lambda pod: pod.place)
+
+
+def _needs_permit(pod: PodView, seen: Observed) -> bool:
+    sidecar = pod.sidecar.container.state if pod.sidecar else ""
+    # A sidecar that has ended gave the permit back: the pod ends, or the kubelet starts it again.
+    if _over(pod) or sidecar == "terminated":
+        return False
+    return sidecar != "running" or seen.missing_ms.get(pod.permit, 0) >= LOST_MS
 
 
 def _of_holder(holder: Holder, pod: PodView | None, seen: Observed) -> Action | None:
