@@ -9,7 +9,7 @@ export PYTHONPATH := tools
 
 .PHONY: help
 help: ## List all targets
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 .PHONY: install
 install: $(VENV)/.installed ## Install the project and its locked dependencies into .venv
@@ -41,6 +41,10 @@ test: install check ## Install what the tests run, and run all of them
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
 	$(BIN)/python bench/admissions.py
+
+.PHONY: bench-handover
+bench-handover: install ## Measure hand-over, order, throughput and faults on a control plane (five minutes; nothing else should run)
+	$(BIN)/python bench/handover.py
 
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds

@@ -62,6 +62,16 @@ def bodies(keys: int) -> list[dict[str, object]]:
     return [load.review(f"key-{number % keys}", number) for number in range(64)]
 
 
+def compile_as_image() -> None:
+    """Write the bytecode that the image has.
+
+    Without it Python would compile at each start, and the memory that takes would stay.
+    """
+    places = [str(Path(str(module.__file__)).parents[depth]) for module, depth in ((sidecar, 1), (uvicorn, 1))]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run([*PYTHON, "-m", "compileall", "-q", "-j0", *places], check=False, env=environment)
+
+
 @contextmanager
 def noop_server(certificates: Path, log: Path) -> Iterator[str]:
     """Run the no-op; yields its URL."""
@@ -82,10 +92,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="how long each measurement takes")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is taken; medians are shown")
     flags = parser.parse_args()
-    # As in the image. Without bytecode Python would compile at each start, and the memory that takes would stay.
-    places = [str(Path(str(module.__file__)).parents[depth]) for module, depth in ((sidecar, 1), (uvicorn, 1))]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    subprocess.run([*PYTHON, "-m", "compileall", "-q", "-j0", *places], check=False, env=environment)
+    compile_as_image()
     with tempfile.TemporaryDirectory() as name:
         measure(Path(name), flags.seconds, flags.rounds)
 
