@@ -123,8 +123,8 @@ async def test_what_is_no_choice_is_refused_by_name_and_value(gate: Webhook, nam
         (True, "Always", "sigterm", []),
         (False, "Always", None, []),
         (False, "Always", "exit", ["--release-on=exit"]),
-        (False, "Never", None, ["--end-with-pod"]),
-        (False, "OnFailure", "exit", ["--release-on=exit", "--end-with-pod"]),
+        (False, "Never", None, ["--end-with-pod=true"]),
+        (False, "OnFailure", "exit", ["--release-on=exit", "--end-with-pod=true"]),
     ],
 )
 async def test_what_the_sidecar_is_told_of_the_pods_end(

@@ -61,7 +61,7 @@ def ending_flags(template: SidecarTemplate, spec: PodSpec, release_on: ReleaseOn
     if template.native:
         return ()
     flags = ("--release-on=exit",) if release_on is ReleaseOn.EXIT else ()
-    return flags if spec.restart_policy in {None, "Always"} else (*flags, "--end-with-pod")
+    return flags if spec.restart_policy in {None, "Always"} else (*flags, "--end-with-pod=true")
 
 
 def container(template: SidecarTemplate, key: str, permit: str, flags: tuple[str, ...] = ()) -> dict[str, Any]:
