@@ -78,6 +78,7 @@ class Cluster:
         self.most_active = 0
         self._controllers: dict[Controller, asyncio.Task[None]] = {}
         self._versions = 0
+        self._announced = 0.0
 
     def start(self) -> Controller:
         """Start a controller, which sees all the pods that there are first."""
@@ -152,8 +153,7 @@ class Cluster:
     def delete(self, name: str) -> None:
         view = self.view(name)
         del self.documents[name]
-        for controller in self._controllers:
-            asyncio.get_running_loop().call_later(WATCH_SECONDS, controller.observe, Change(ChangeKind.DELETED, view))
+        self._announce(Change(ChangeKind.DELETED, view))
 
     def finish(self, name: str) -> None:
         self.documents[name]["status"]["phase"] = "Succeeded"
@@ -177,8 +177,13 @@ class Cluster:
         self._versions += 1
         self.documents[name] |= {"version": self._versions, "view": None}
         self.most_active = max(self.most_active, len(self.active()))
+        self._announce(Change(kind, self.view(name)))
+
+    def _announce(self, change: Change) -> None:
+        # Never two at once: a watch tells things in order.
+        self._announced = max(self._announced + 1e-6, now() + WATCH_SECONDS)
         for controller in self._controllers:
-            asyncio.get_running_loop().call_later(WATCH_SECONDS, controller.observe, Change(kind, self.view(name)))
+            asyncio.get_running_loop().call_at(self._announced, controller.observe, change)
 
     def _fault(self, name: str) -> None:
         if self.faults and self.faults[0] == name:

@@ -1,8 +1,9 @@
 """The connection to the API server: lightkube's configuration and authentication, and errors of our own.
 
 lightkube's verbs are not used: its lists keep whole objects, its watch knows neither bookmarks nor an end of silence,
-and its patches ask for the whole object back. What is below them is: an httpx2 client that knows the cluster's
-certificates and re-reads a rotated token when it is told 401.
+and its patches ask for the whole object back. What is below them is: who we are, also where that comes from a token
+that is rotated or from another program, and whom we trust. Requests go out by aiohttp, in a third of the time that
+lightkube's own client takes for one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,18 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import urllib.request
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
 
+import aiohttp
 import httpx2
 import msgspec
 from lightkube import ConfigError, KubeConfig
 from lightkube.config import client_adapter
 from yaml import YAMLError
+from yarl import URL
 
 from at_least_semaphore_pod_hook.errors import ApiForbiddenError, ApiGoneError, ApiUnavailableError
 
@@ -40,7 +45,7 @@ JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """To ask for as an answer where the answer is of no interest: a tenth of the object."""
 
-BAD_REQUEST, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, UNPROCESSABLE = 400, 403, 404, 409, 410, 422
+BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, UNPROCESSABLE = 400, 401, 403, 404, 409, 410, 422
 TERMINATING = "NamespaceTerminating"
 """Why nothing can be created in a namespace that is being deleted (with a 403)."""
 
@@ -83,8 +88,47 @@ class Answer(NamedTuple):
 _status = msgspec.json.Decoder(Status)
 
 
+class _Authorization:
+    """The header that says who we are; drawn anew where the API server does not accept it any more.
+
+    What lightkube has for that is written for its own HTTP client. Its flows yield requests with the header set, and
+    take the answer: a request and an answer that exist for that alone will do.
+    """
+
+    def __init__(self, auth: httpx2.Auth | None) -> None:
+        self._auth = auth
+        self._header: dict[str, str] | None = None
+
+    async def header(self) -> dict[str, str]:
+        """Return it, as it was accepted last."""
+        if self._header is None:
+            self._header = await self._draw(refused=False)
+        return self._header
+
+    async def renewed(self, refused: dict[str, str]) -> dict[str, str] | None:
+        """Return another one than the one that was refused; None where there is none."""
+        if self._header is refused or self._header is None:
+            self._header = await self._draw(refused=True)
+        return self._header if self._header != refused else None
+
+    async def _draw(self, *, refused: bool) -> dict[str, str]:
+        if self._auth is None:
+            return {}
+        request = httpx2.Request("GET", "https://kubernetes.default.svc")
+        flow = self._auth.async_auth_flow(request)
+        try:
+            request = await anext(flow)
+            if refused:
+                request = await flow.asend(httpx2.Response(UNAUTHORIZED, request=request))
+        except StopAsyncIteration:
+            pass
+        finally:
+            await flow.aclose()
+        return {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
+
+
 class Connection:
-    """Requests and streams of one cluster.
+    """Requests and streams of one cluster. Made within a running event loop.
 
     Args:
         config: Whose cluster, and as whom.
@@ -98,13 +142,14 @@ class Connection:
             if config.user is None:
                 raise ConfigError("it names no user")
             self._tls = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
-            limits = httpx2.Limits(max_keepalive_connections=MAX_REQUESTS, keepalive_expiry=KEEP_ALIVE_SECONDS)
-            # The transport of httpx2's own choice drops a connection after 5 idle seconds, and then the next write
-            # waits for TLS; nor would it notice that the machine at the other end has gone.
-            transport = httpx2.AsyncHTTPTransport(self._tls, limits=limits, socket_options=_dead_peer_options())
-            timeout = httpx2.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS)
-            parameters = client_adapter.ConnectionParams(timeout=timeout, transport=transport)  # type: ignore[arg-type]
-            self._http = client_adapter.AsyncClient(config, parameters)
+            self._authorization = _Authorization(client_adapter.user_auth(config.user))
+            self._server = config.cluster.server.rstrip("/")
+        connector = aiohttp.TCPConnector(
+            ssl=self._tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
+        )
+        # Looking for a proxy costs each request; there is none within a cluster.
+        proxied = bool(urllib.request.getproxies())
+        self._http = aiohttp.ClientSession(connector=connector, trust_env=proxied, skip_auto_headers=("User-Agent",))
         self._certificate_authority = config.cluster.certificate_auth and config.abs_file(
             config.cluster.certificate_auth
         )
@@ -132,7 +177,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._http.aclose()
+        await self._http.close()
 
     async def request(
         self,
@@ -168,14 +213,19 @@ class Connection:
         if body is not None:
             headers["Content-Type"] = content_type
             content = msgspec.json.encode(body)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
         with self._translated(what):
-            async with asyncio.timeout(REQUEST_SECONDS), self._slots:
-                response = await self._http.request(method, path, params=params, content=content, headers=headers)
-        if response.status_code < BAD_REQUEST:
-            return Answer(response.content, None)
-        status = decode_status(response.content, response.status_code)
-        if response.status_code in {NOT_FOUND, CONFLICT, UNPROCESSABLE} or status.has_cause(TERMINATING):
-            return Answer(response.content, status)
+            async with (
+                asyncio.timeout(REQUEST_SECONDS),
+                self._slots,
+                self._send(method, self._url(path, params), timeout, headers, content) as response,
+            ):
+                code, answer = response.status, await response.read()
+        if code < BAD_REQUEST:
+            return Answer(answer, None)
+        status = decode_status(answer, code)
+        if code in {NOT_FOUND, CONFLICT, UNPROCESSABLE} or status.has_cause(TERMINATING):
+            return Answer(answer, status)
         raise refusal(what, status)
 
     @asynccontextmanager
@@ -189,13 +239,39 @@ class Connection:
             ApiGoneError: The version to start from is not known any more.
             ApiUnavailableError: Refused, broken off, or silent for longer than `seconds` and a grace.
         """
-        timeout = httpx2.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS, read=seconds + SILENCE_GRACE_SECONDS)
+        silence = seconds + SILENCE_GRACE_SECONDS
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence)
         headers = {"Accept": JSON, "Accept-Encoding": "identity"}
         with self._translated(f"watch {path}"):
-            async with self._http.stream("GET", path, params=params, timeout=timeout, headers=headers) as response:
-                if response.status_code >= BAD_REQUEST:
-                    raise refusal(f"watch {path}", decode_status(await response.aread(), response.status_code))
-                yield _lines(response.aiter_raw())
+            async with self._send("GET", self._url(path, params), timeout, headers) as response:
+                if response.status >= BAD_REQUEST:
+                    raise refusal(f"watch {path}", decode_status(await response.read(), response.status))
+                yield _lines(response.content.iter_any())
+
+    def _url(self, path: str, params: Mapping[str, str] | None) -> URL:
+        return URL(f"{self._server}{path}?{urlencode(params)}" if params else f"{self._server}{path}", encoded=True)
+
+    @asynccontextmanager
+    async def _send(
+        self,
+        method: str,
+        url: URL,
+        timeout: aiohttp.ClientTimeout,
+        headers: dict[str, str],
+        content: bytes | None = None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        """Send a request, and once more where a newer token than the one that is refused is to be had."""
+        header: dict[str, str] | None = await self._authorization.header()
+        while header is not None:
+            sent = headers | header
+            async with self._http.request(
+                method, url, timeout=timeout, headers=sent, data=content, allow_redirects=False
+            ) as response:
+                if response.status == UNAUTHORIZED and (newer := await self._authorization.renewed(header)):
+                    header = newer
+                    continue
+                yield response
+                return
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -212,12 +288,14 @@ class Connection:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what httpx2 and lightkube raise into ApiUnavailableError."""
+    """Turn what aiohttp and lightkube raise into ApiUnavailableError."""
     try:
         yield
+    except (aiohttp.ClientError, httpx2.HTTPError, ConfigError, LookupError, msgspec.MsgspecError) as error:
+        raise ApiUnavailableError(f"{what}: {type(error).__name__}: {error}") from error
     except TimeoutError as error:
         raise ApiUnavailableError(f"{what}: no answer within {REQUEST_SECONDS:g} s") from error
-    except (httpx2.HTTPError, httpx2.StreamError, ConfigError, OSError, LookupError, msgspec.MsgspecError) as error:
+    except OSError as error:
         raise ApiUnavailableError(f"{what}: {type(error).__name__}: {error}") from error
 
 
@@ -253,16 +331,21 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             rest = [other]
 
 
-def _dead_peer_options() -> list[tuple[int, int, int]]:
-    """Have the kernel give a connection up within 20 s of the other machine's last sign of life."""
-    return [
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Make a socket whose connection the kernel gives up within 20 s of the other machine's last sign of life."""
+    family, kind, protocol, *_ = address
+    made = socket.socket(family, kind, protocol)
+    made.setblocking(False)
+    for level, option, value in (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
         (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    ]
+    ):
+        made.setsockopt(level, option, value)
+    return made
 
 
 def _distrusted(error: BaseException | None) -> bool:

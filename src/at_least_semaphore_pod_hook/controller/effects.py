@@ -148,15 +148,20 @@ class Effects:
         Permits are granted one after the other, so that fencing tokens rise along the line.
         """
         under_way: list[asyncio.Task[Served | None]] = []
-        for action in actions:
-            token = action.token if isinstance(action, Ungate) else await self._acquire(semaphore, action.pod)
-            if not token:
-                break
-            under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token)))
-            if len(actions) <= IN_A_ROW:
-                await asyncio.wait(under_way)
-        # One that fails must not keep the others, whose permits are taken, from coming in.
-        results = await asyncio.gather(*under_way, return_exceptions=True)
+        try:
+            for action in actions:
+                token = action.token if isinstance(action, Ungate) else await self._acquire(semaphore, action.pod)
+                if not token:
+                    break
+                under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token)))
+                if len(actions) <= IN_A_ROW:
+                    await asyncio.wait(under_way)
+            # One that fails must not keep the others, whose permits are taken, from coming in.
+            results = await asyncio.gather(*under_way, return_exceptions=True)
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result

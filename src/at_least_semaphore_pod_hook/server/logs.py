@@ -107,6 +107,6 @@ def set_up(level: str, format_: str) -> BufferedHandler:
     handler = BufferedHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format_ == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for chatty in ("uvicorn", "httpx2", "httpcore2", "asyncio"):
+    for chatty in ("uvicorn", "aiohttp", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     return handler
