@@ -6,6 +6,7 @@ import pytest
 
 from at_least_semaphore_pod_hook.controller.decide import (
     Action,
+    Dismiss,
     Grant,
     Keep,
     Observed,
@@ -97,6 +98,12 @@ def test_a_pod_whose_containers_have_ended_for_good_needs_no_permit() -> None:
     over = ordinary({"terminated": {"exitCode": 0}}, spec={"restartPolicy": "Never"})
     assert decided(holder(), pods=[over]) == [Release(holder(), Reason.ENDED, over)]
     assert decided(holder(), pods=[ordinary({"running": {}}, spec={"restartPolicy": "Never"})]) == []
+
+
+def test_a_sidecar_that_has_lost_its_permit_is_told_of_the_pods_end_too() -> None:
+    over = ordinary({"terminated": {"exitCode": 0}}, spec={"restartPolicy": "Never"})
+    assert decided(pods=[over]) == [Dismiss(over)]
+    assert decided(pods=[ordinary({"running": {}}, spec={"restartPolicy": "Never"})]) == []
 
 
 def test_a_native_sidecar_ends_by_itself_when_the_others_have() -> None:

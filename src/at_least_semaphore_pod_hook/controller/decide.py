@@ -55,6 +55,12 @@ class Keep(NamedTuple):
     suspect: bool
 
 
+class Dismiss(NamedTuple):
+    """Tell the sidecar of a pod that holds nothing that the pod's other containers have ended."""
+
+    pod: PodView
+
+
 class Resize(NamedTuple):
     """Create the semaphore or give it another length, then look again."""
 
@@ -80,7 +86,7 @@ class Wake(NamedTuple):
     owner: str
 
 
-Action = Release | Keep | Resize | Grant | Ungate | Wake
+Action = Release | Keep | Dismiss | Resize | Grant | Ungate | Wake
 
 
 class Observed(NamedTuple):
@@ -123,6 +129,8 @@ def decide(seen: Observed) -> list[Action]:
         if action is not None:
             kept.append(action)
     actions += kept
+    known = {holder.permit for holder in seen.state.holders}
+    actions += [Dismiss(pod) for pod in seen.pods if pod.permit not in known and _is_outlived(pod)]
     late, waiters = unpermitted(seen, held), line(seen.pods, held)
     if length := _other_length(seen, late, waiters):
         return [*actions, Resize(length)]
@@ -161,10 +169,9 @@ def _of_holder(holder: Holder, pod: PodView | None, seen: Observed) -> Action | 
         return _of_unseen(holder, seen)
     if pod.finished:
         return Release(holder, Reason.FINISHED, pod)
-    native = pod.sidecar is not None and pod.sidecar.container.native
-    if pod.others_ended and pod.sidecar_started and not native:
-        # The kubelet stops a native one by itself.
+    if _is_outlived(pod):
         return Release(holder, Reason.ENDED, pod)
+    native = pod.sidecar is not None and pod.sidecar.container.native
     if pod.deleting and native and not pod.releases_on_exit:
         # A native sidecar gets its signal last; the pod's first one came with the deletion.
         return Release(holder, Reason.DELETED, pod)
@@ -173,6 +180,11 @@ def _of_holder(holder: Holder, pod: PodView | None, seen: Observed) -> Action | 
     if lapsing or holder.uid != pod.uid:
         return Keep(holder, pod, lapsing, suspect=is_suspect(holder))
     return None
+
+
+def _is_outlived(pod: PodView) -> bool:
+    """Whether only our sidecar is left of a pod, an ordinary one: a native one is stopped by the kubelet."""
+    return pod.others_ended and pod.sidecar_started and pod.sidecar is not None and not pod.sidecar.container.native
 
 
 def is_suspect(holder: Holder) -> bool:

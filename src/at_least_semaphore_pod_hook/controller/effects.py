@@ -11,6 +11,7 @@ from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.admission.inject import pointer
 from at_least_semaphore_pod_hook.controller.decide import (
     Action,
+    Dismiss,
     Grant,
     Keep,
     Reason,
@@ -99,6 +100,8 @@ class Effects:
         again = False
         for release in [action for action in actions if isinstance(action, Release)]:
             again |= await self._take_back(semaphore, release)
+        for dismiss in [action for action in actions if isinstance(action, Dismiss)]:
+            await self._store.release(semaphore, dismiss.pod.permit, ended=True)
         await self._keep_all(semaphore, [action for action in actions if isinstance(action, Keep)])
         for resize in [action for action in actions if isinstance(action, Resize)]:
             await self._service.resize(semaphore, resize.length, RESIZE_SECONDS)
