@@ -12,7 +12,7 @@ from pathlib import Path
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.election import Election
 from at_least_semaphore_pod_hook.controller.kube import Kube
-from at_least_semaphore_pod_hook.controller.pods import PodDecoder
+from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 
 
 async def stand(kubeconfig: str, namespace: str, identity: str, log: Path) -> None:

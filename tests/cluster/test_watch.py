@@ -15,7 +15,7 @@ from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME
 from at_least_semaphore_pod_hook.controller import connection, kube
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.kube import Kube
-from at_least_semaphore_pod_hook.controller.pods import PodDecoder, PodPage
+from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder, PodPage
 from at_least_semaphore_pod_hook.errors import ApiGoneError
 from devcluster.controlplane import ControlPlane
 from devcluster.kubeapi import KubeApi

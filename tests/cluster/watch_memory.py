@@ -18,7 +18,7 @@ from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.kube import Kube
-from at_least_semaphore_pod_hook.controller.pods import PodDecoder
+from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 from at_least_semaphore_pod_hook.controller.reflector import Change, Reflector
 
 

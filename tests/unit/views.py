@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from at_least_semaphore_pod_hook.controller.pods import PodDecoder, PodView
+from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
+from at_least_semaphore_pod_hook.controller.pods import PodView
 from tests.unit.fakes import PREFIX
 
 SIDECAR = "at-least-semaphore-pod-sidecar"

@@ -24,7 +24,18 @@ from lightkube.config import client_adapter
 from yaml import YAMLError
 from yarl import URL
 
-from at_least_semaphore_pod_hook.errors import ApiForbiddenError, ApiGoneError, ApiUnavailableError
+from at_least_semaphore_pod_hook.controller.status import (
+    BAD_REQUEST,
+    CONFLICT,
+    NOT_FOUND,
+    TERMINATING,
+    UNAUTHORIZED,
+    UNPROCESSABLE,
+    Status,
+    decode_status,
+    refusal,
+)
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -45,47 +56,12 @@ JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """To ask for as an answer where the answer is of no interest: a tenth of the object."""
 
-BAD_REQUEST, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, CONFLICT, GONE, UNPROCESSABLE = 400, 401, 403, 404, 409, 410, 422
-TERMINATING = "NamespaceTerminating"
-"""Why nothing can be created in a namespace that is being deleted (with a 403)."""
-
-
-class Cause(msgspec.Struct):
-    """Why, in detail."""
-
-    reason: str = ""
-    message: str = ""
-
-
-class Details(msgspec.Struct):
-    """What a Status is about; `kind` is a resource, e.g. pods."""
-
-    name: str = ""
-    kind: str = ""
-    causes: list[Cause] | None = None
-
-
-class Status(msgspec.Struct):
-    """The API server's way of saying no."""
-
-    code: int = 0
-    reason: str = ""
-    message: str = ""
-    details: Details | None = None
-
-    def has_cause(self, reason: str) -> bool:
-        """Whether one of its causes is `reason`."""
-        return any(cause.reason == reason for cause in (self.details.causes if self.details else None) or ())
-
 
 class Answer(NamedTuple):
     """An answer. `status` is what the API server says of a refusal, None where it did as it was asked."""
 
     body: bytes
     status: Status | None
-
-
-_status = msgspec.json.Decoder(Status)
 
 
 class _Authorization:
@@ -297,27 +273,6 @@ def translated(what: str) -> Iterator[None]:
         raise ApiUnavailableError(f"{what}: no answer within {REQUEST_SECONDS:g} s") from error
     except OSError as error:
         raise ApiUnavailableError(f"{what}: {type(error).__name__}: {error}") from error
-
-
-def decode_status(body: bytes | msgspec.Raw, code: int = 0) -> Status:
-    """Read a Status; where something on the way answered in its stead, `code` and the answer's beginning are all."""
-    try:
-        status = _status.decode(body)
-    except ValueError:
-        return Status(code=code, message=bytes(body[:200]).decode(errors="replace"))
-    status.code = status.code or code
-    return status
-
-
-def refusal(what: str, status: Status) -> ApiUnavailableError:
-    """Return the error that a Status means."""
-    text = f"{what}: {status.code} {status.reason}: {status.message}"
-    if status.code == FORBIDDEN:
-        return ApiForbiddenError(text)
-    # After a restored backup the API server may know only older versions than ours.
-    if status.code == GONE or status.has_cause("ResourceVersionTooLarge"):
-        return ApiGoneError(text)
-    return ApiUnavailableError(text)
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:

@@ -11,25 +11,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from at_least_semaphore_pod_hook.controller.connection import (
+from at_least_semaphore_pod_hook.controller.connection import METADATA_ONLY, Answer, Connection, path_of
+from at_least_semaphore_pod_hook.controller.leases import LeaseView, decode_lease, encode_spec, micro_time
+from at_least_semaphore_pod_hook.controller.status import (
     CONFLICT,
-    METADATA_ONLY,
     NOT_FOUND,
     TERMINATING,
     UNPROCESSABLE,
-    Answer,
-    Connection,
     decode_status,
-    path_of,
     refusal,
 )
-from at_least_semaphore_pod_hook.controller.leases import LeaseView, decode_lease, encode_spec, micro_time
 from at_least_semaphore_pod_hook.errors import ApiGoneError, ApiUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from at_least_semaphore_pod_hook.controller.pods import PodDecoder, PodView
+    from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
+    from at_least_semaphore_pod_hook.controller.pods import PodView
 
 PAGE = 500
 """Pods to a page of a list."""

@@ -15,7 +15,7 @@ from at_least_semaphore_pod_hook.controller.controller import Controller
 from at_least_semaphore_pod_hook.controller.effects import Effects
 from at_least_semaphore_pod_hook.controller.election import Election
 from at_least_semaphore_pod_hook.controller.kube import Kube
-from at_least_semaphore_pod_hook.controller.pods import PodDecoder
+from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 from at_least_semaphore_pod_hook.controller.reflector import Reflector
 from at_least_semaphore_pod_hook.controller.reports import Reports
 from at_least_semaphore_pod_hook.errors import UnavailableError
