@@ -187,6 +187,10 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def passes(self, data: bytes) -> bool:
+        """Say whether these bytes go on to the other side; all do."""
+        return True
+
     def freeze(self) -> None:
         """Let nothing through on the connections that there are; new ones work."""
         self._frozen |= self._writers
@@ -212,7 +216,7 @@ class Proxy:
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
-                if writer not in self._frozen:
+                if writer not in self._frozen and self.passes(data):
                     writer.write(data)
                     await writer.drain()
         if writer not in self._frozen:
