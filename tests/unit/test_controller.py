@@ -219,6 +219,21 @@ def test_an_ordinary_sidecar_is_told_when_the_others_have_ended() -> None:
     simulated(story)
 
 
+def test_a_reservation_whose_pod_never_came_is_free_after_its_time_and_not_a_resync_later() -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.start()
+        await cluster.service.resize(KEY, 1, 1)
+        await asyncio.sleep(2.5)
+        await cluster.store.acquire(AcquireRequest(KEY, 1, 600, "never", "x"))
+        await asyncio.sleep(14.9)
+        assert (await cluster.store.state(KEY)).held == 1
+        await asyncio.sleep(0.3)
+        assert (await cluster.store.state(KEY)).held == 0
+        assert cluster.meter.reasons == ["never_stored"]
+
+    simulated(story)
+
+
 def test_a_denied_owner_is_woken_when_nobody_waits() -> None:
     async def story(cluster: Cluster) -> None:
         cluster.start()

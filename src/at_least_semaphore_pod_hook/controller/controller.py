@@ -14,7 +14,7 @@ from at_least_semaphore_pod_hook.errors import UnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from at_least_semaphore_pod_hook.controller.effects import Effects, Served
     from at_least_semaphore_pod_hook.controller.meter import Meter
@@ -217,12 +217,17 @@ class Controller:
         if again:
             self.look_at(semaphore)
         else:
-            self._announce(semaphore, seen, {pod.uid for pod, _ in served})
+            self._announce(semaphore, seen, {pod.uid: pod.name for pod, _ in served})
 
     def _look_again(self, semaphore: SemaphoreKey, state: SemaphoreState) -> None:
-        """Look again when the first of the leases is half gone, which may be long before the next resync."""
+        """Look again when a lease is half gone or a reservation has had its time, be it before the next resync."""
         halves = [holder.lease_ms / 1000 - holder.expiration_ms / 2000 for holder in state.holders]
-        soonest = min(halves, default=RESYNC_SECONDS)
+        unseen = [
+            RESERVATION_SECONDS - holder.age_ms / 1000
+            for holder in state.holders
+            if not holder.uid and not holder.confirmed
+        ]
+        soonest = min(halves + unseen, default=RESYNC_SECONDS)
         if earlier := self._looks.pop(semaphore, None):
             earlier.cancel()
         if soonest < RESYNC_SECONDS:
@@ -278,14 +283,20 @@ class Controller:
                 self._meter.handed_over(semaphore, now - since)
                 self._reports.granted(semaphore, pod, max(0.0, self._wall_clock() - pod.came))
 
-    def _announce(self, semaphore: SemaphoreKey, seen: Observed, served: set[str]) -> None:
-        """Tell new waiters that they wait, and pods that run without a permit that they do."""
+    def _announce(self, semaphore: SemaphoreKey, seen: Observed, served: Mapping[str, str]) -> None:
+        """Tell new waiters that they wait, and pods that run without a permit that they do.
+
+        Args:
+            semaphore: Which.
+            seen: How it was.
+            served: The names of the pods that have been let in since, by UID.
+        """
         held = {holder.permit for holder in seen.state.holders}
         waiters = [pod for pod in line(seen.pods, held) if pod.uid not in served]
         known = self._waiting.pop(semaphore, set())
         if waiters:
             self._waiting[semaphore] = {pod.uid for pod in waiters}
-        holders = [holder.pod for holder in seen.state.holders]
+        holders = [*(holder.pod for holder in seen.state.holders if holder.permit not in served), *served.values()]
         for position, pod in enumerate(waiters, start=1):
             if pod.uid not in known and self._wall_clock() - pod.came < NEW_SECONDS:
                 self._reports.waiting(semaphore, pod, position, len(waiters), seen.state.length, holders)
