@@ -30,11 +30,11 @@ from handover_report import Row, failed, table
 Case = Callable[[Stage, argparse.Namespace], list[Row]]
 
 CASES: dict[str, Case] = {
+    "throughput": lambda stage, flags: handover_rate.throughput(stage, flags.pods, flags.rounds),
     "gate-sigterm": lambda stage, flags: handover_gate.sigterm(stage, flags.handovers),
     "gate-dead": lambda stage, flags: handover_gate.dead(stage, flags.handovers),
     "order": lambda stage, _: handover_order.measure(stage),
     "wake": lambda stage, flags: handover_wake.measure(stage, flags.owners),
-    "throughput": lambda stage, flags: handover_rate.throughput(stage, flags.pods, flags.rounds),
     "utilization": lambda stage, _: handover_rate.utilization(stage),
     "exit": lambda stage, _: handover_exit.measure(stage),
     "silence": lambda stage, _: handover_fault.silence(stage),

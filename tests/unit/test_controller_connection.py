@@ -13,7 +13,7 @@ import trustme
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from at_least_semaphore_pod_hook.controller import connection
+from at_least_semaphore_pod_hook.controller import configuration, connection
 from at_least_semaphore_pod_hook.controller.connection import Connection, path_of
 from at_least_semaphore_pod_hook.controller.kube import Kube
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError
@@ -120,6 +120,41 @@ async def test_no_service_account(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ApiUnavailableError, match="configuration"):
         Connection.open("")
+
+
+async def test_the_service_account_of_our_own_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.crt"))
+    (tmp_path / "token").write_text("first\n")
+    accepted = "first"
+
+    async def handler(request: web.Request) -> web.Response:
+        if request.headers["Authorization"] != f"Bearer {accepted}":
+            return web.json_response(status(401, "Unauthorized"), status=401)
+        return web.json_response(document())
+
+    application = web.Application()
+    application.router.add_get("/{path:.*}", handler)
+    http = TestServer(application, host="127.0.0.1", scheme="https")
+    await http.start_server(ssl=context)
+    monkeypatch.setattr(configuration, "SERVICE_ACCOUNT", tmp_path)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(http.port))
+    kube = Kube(Connection.open(""), DECODER)
+    assert await kube.get_pod("default", "web-0") is not None
+    accepted = "second"
+    with pytest.raises(ApiUnavailableError, match="401"):
+        await kube.get_pod("default", "web-0")
+    (tmp_path / "token").write_text("second\n")
+    assert await kube.get_pod("default", "web-0") is not None
+    accepted = "third"
+    (tmp_path / "token").unlink()
+    with pytest.raises(ApiUnavailableError, match="token"):
+        await kube.get_pod("default", "web-0")
+    await kube.close()
+    await http.close()
 
 
 def test_a_name_cannot_lead_elsewhere() -> None:

@@ -133,6 +133,13 @@ class ControlPlane:
         certificate, key = self._authority.issue_client(name, user, groups)
         return self._write_kubeconfig(name, {"client-certificate": str(certificate), "client-key": str(key)})
 
+    def account_kubeconfig(self, name: str) -> Path:
+        """Create a service account in the namespace default, and write a kubeconfig with a token of it."""
+        accounts = "/api/v1/namespaces/default/serviceaccounts"
+        self.request("POST", accounts, {"metadata": {"name": name}})
+        answer = self.request("POST", f"{accounts}/{name}/token", {"spec": {"expirationSeconds": 3600}})
+        return self._write_kubeconfig(f"account-{name}", {"token": answer["status"]["token"]})
+
     def __enter__(self) -> Self:
         self.start()
         return self

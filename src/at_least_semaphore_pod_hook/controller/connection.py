@@ -1,9 +1,7 @@
-"""The connection to the API server: lightkube's configuration and authentication, and errors of our own.
+"""The connection to the API server: requests and streams by aiohttp, and errors of our own.
 
 lightkube's verbs are not used: its lists keep whole objects, its watch knows neither bookmarks nor an end of silence,
-and its patches ask for the whole object back. What is below them is: who we are, also where that comes from a token
-that is rotated or from another program, and whom we trust. Requests go out by aiohttp, in a third of the time that
-lightkube's own client takes for one.
+its patches ask for the whole object back, and each of its requests takes three times as long.
 """
 
 from __future__ import annotations
@@ -17,13 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
 
 import aiohttp
-import httpx2
 import msgspec
-from lightkube import ConfigError, KubeConfig
-from lightkube.config import client_adapter
-from yaml import YAMLError
 from yarl import URL
 
+from at_least_semaphore_pod_hook.controller.configuration import Configuration, configure
 from at_least_semaphore_pod_hook.controller.status import (
     BAD_REQUEST,
     CONFLICT,
@@ -39,8 +34,6 @@ from at_least_semaphore_pod_hook.errors import ApiUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-
-    from lightkube import SingleConfig
 
 REQUEST_SECONDS = 10.0
 """Within which a request is answered, its wait for a free connection included."""
@@ -64,71 +57,17 @@ class Answer(NamedTuple):
     status: Status | None
 
 
-class _Authorization:
-    """The header that says who we are; drawn anew where the API server does not accept it any more.
-
-    What lightkube has for that is written for its own HTTP client. Its flows yield requests with the header set, and
-    take the answer: a request and an answer that exist for that alone will do.
-    """
-
-    def __init__(self, auth: httpx2.Auth | None) -> None:
-        self._auth = auth
-        self._header: dict[str, str] | None = None
-
-    async def header(self) -> dict[str, str]:
-        """Return it, as it was accepted last."""
-        if self._header is None:
-            self._header = await self._draw(refused=False)
-        return self._header
-
-    async def renewed(self, refused: dict[str, str]) -> dict[str, str] | None:
-        """Return another one than the one that was refused; None where there is none."""
-        if self._header is refused or self._header is None:
-            self._header = await self._draw(refused=True)
-        return self._header if self._header != refused else None
-
-    async def _draw(self, *, refused: bool) -> dict[str, str]:
-        if self._auth is None:
-            return {}
-        request = httpx2.Request("GET", "https://kubernetes.default.svc")
-        flow = self._auth.async_auth_flow(request)
-        try:
-            request = await anext(flow)
-            if refused:
-                request = await flow.asend(httpx2.Response(UNAUTHORIZED, request=request))
-        except StopAsyncIteration:
-            pass
-        finally:
-            await flow.aclose()
-        return {"Authorization": request.headers["Authorization"]} if "Authorization" in request.headers else {}
-
-
 class Connection:
-    """Requests and streams of one cluster. Made within a running event loop.
+    """Requests and streams of one cluster. Made within a running event loop."""
 
-    Args:
-        config: Whose cluster, and as whom.
-
-    Raises:
-        ApiUnavailableError: A certificate that the configuration names cannot be read.
-    """
-
-    def __init__(self, config: SingleConfig) -> None:
-        with translated("the API server's configuration"):
-            if config.user is None:
-                raise ConfigError("it names no user")
-            self._tls = client_adapter.verify_cluster(config.cluster, config.user, config.abs_file)
-            self._authorization = _Authorization(client_adapter.user_auth(config.user))
-            self._server = config.cluster.server.rstrip("/")
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
         connector = aiohttp.TCPConnector(
-            ssl=self._tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
+            ssl=configuration.tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
         )
         # Looking for a proxy costs each request; there is none within a cluster.
         proxied = bool(urllib.request.getproxies())
         self._http = aiohttp.ClientSession(connector=connector, trust_env=proxied, skip_auto_headers=("User-Agent",))
-        self._certificate_authority = config.cluster.certificate_auth and config.abs_file(
-            config.cluster.certificate_auth
-        )
         self._slots = asyncio.Semaphore(MAX_REQUESTS)
 
     @classmethod
@@ -141,15 +80,7 @@ class Connection:
         Raises:
             ApiUnavailableError: There is no such file or service account, or it is not what it should be.
         """
-        with translated("the API server's configuration"):
-            try:
-                source = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_service_account()
-                config = source.get()
-            except (YAMLError, AttributeError, TypeError) as error:
-                raise ConfigError(f"it is no kubeconfig: {error}") from error
-            if config is None:
-                raise ConfigError("it names no context")
-        return cls(config)
+        return cls(configure(kubeconfig))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -225,7 +156,8 @@ class Connection:
                 yield _lines(response.content.iter_any())
 
     def _url(self, path: str, params: Mapping[str, str] | None) -> URL:
-        return URL(f"{self._server}{path}?{urlencode(params)}" if params else f"{self._server}{path}", encoded=True)
+        query = f"?{urlencode(params)}" if params else ""
+        return URL(f"{self._configuration.server}{path}{query}", encoded=True)
 
     @asynccontextmanager
     async def _send(
@@ -237,15 +169,17 @@ class Connection:
         content: bytes | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Send a request, and once more where a newer token than the one that is refused is to be had."""
-        header: dict[str, str] | None = await self._authorization.header()
-        while header is not None:
-            sent = headers | header
+        identity = self._configuration.identity
+        shown = await identity.headers(refused=False)
+        for last in (False, True):
             async with self._http.request(
-                method, url, timeout=timeout, headers=sent, data=content, allow_redirects=False
+                method, url, timeout=timeout, headers=headers | shown, data=content, allow_redirects=False
             ) as response:
-                if response.status == UNAUTHORIZED and (newer := await self._authorization.renewed(header)):
-                    header = newer
-                    continue
+                if response.status == UNAUTHORIZED and not last:
+                    newer = await identity.headers(refused=True)
+                    if newer != shown:
+                        shown = newer
+                        continue
                 yield response
                 return
 
@@ -255,19 +189,20 @@ class Connection:
             with translated(what):
                 yield
         except ApiUnavailableError as error:
-            if self._certificate_authority and _distrusted(error):
+            configuration = self._configuration
+            if configuration.authority and _distrusted(error):
                 # The authority may have been rotated: what its file says now is trusted from the next try on.
                 with translated("the API server's certificate authority"):
-                    self._tls.load_verify_locations(self._certificate_authority)
+                    configuration.tls.load_verify_locations(configuration.authority)
             raise
 
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Turn what aiohttp and lightkube raise into ApiUnavailableError."""
+    """Turn what aiohttp and the operating system raise into ApiUnavailableError."""
     try:
         yield
-    except (aiohttp.ClientError, httpx2.HTTPError, ConfigError, LookupError, msgspec.MsgspecError) as error:
+    except (aiohttp.ClientError, msgspec.MsgspecError) as error:
         raise ApiUnavailableError(f"{what}: {type(error).__name__}: {error}") from error
     except TimeoutError as error:
         raise ApiUnavailableError(f"{what}: no answer within {REQUEST_SECONDS:g} s") from error
