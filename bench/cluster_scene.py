@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from admissions import PYTHON
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey, SemaphoreState
 from at_least_semaphore_pod_hook.settings import Address
@@ -26,7 +24,7 @@ from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevClusterError
 from devcluster.podrunner import PodRunner
 from devcluster.stores import RedisServer
-from devcluster.webhook import MANIFEST, WebhookProcess, register
+from devcluster.webhook import WebhookProcess, register, shipped_rules
 
 ACCOUNT = "at-least-semaphore-pod-hook"
 USER = f"system:serviceaccount:default:{ACCOUNT}"
@@ -137,7 +135,7 @@ class Stage:
         self._audit_log = audit_log
         self._kubeconfig = plane.account_kubeconfig(ACCOUNT)
         self._numbers = itertools.count(1)
-        plane.kubectl("apply", "-f", "-", input=_shipped_rules())
+        plane.kubectl("apply", "-f", "-", input=shipped_rules())
 
     @classmethod
     @contextlib.contextmanager
@@ -256,14 +254,3 @@ def _clear(client: Client) -> None:
         return not client.send("GET", f"{client.pods}?limit=1")["items"]
 
     eventually(is_empty, "no pod is left")
-
-
-def _shipped_rules() -> str:
-    """Return the manifests' roles, for a service account of the namespace default."""
-    documents = list(yaml.safe_load_all((MANIFEST.parent / "rbac.yaml").read_text()))
-    for document in documents:
-        if document["kind"] in {"Role", "RoleBinding"}:
-            document["metadata"]["namespace"] = "default"
-        for subject in document.get("subjects", ()):
-            subject["namespace"] = "default"
-    return yaml.safe_dump_all(documents)

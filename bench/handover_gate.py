@@ -106,24 +106,22 @@ class Line:
 
 def sigterm(stage: Stage, handovers: int) -> list[Row]:
     """Measure from the SIGTERM of the oldest holder's sidecar to the next gate gone."""
-    with stage.scene("gate-sigterm", sidecars="real") as scene:
-        line = Line(scene)
-        line.fill()
-        took = [line.hand_over(by_sigterm(scene)).seconds for _ in range(handovers)]
-        rows = line.verdict("gate-sigterm")
-    _show_slowest(took)
-    return [latencies("gate-sigterm: SIGTERM to the next gate gone", took, p50=P50_SECONDS, p99=P99_SECONDS), *rows]
+    return _measure(stage, "gate-sigterm", "SIGTERM to the next gate gone", by_sigterm, handovers)
 
 
 def dead(stage: Stage, handovers: int) -> list[Row]:
     """Measure from the status that shows a pod with a dead sidecar finished to the next gate gone."""
-    with stage.scene("gate-dead", sidecars="real") as scene:
+    return _measure(stage, "gate-dead", "status patch to the next gate gone", by_status, handovers)
+
+
+def _measure(stage: Stage, case: str, what: str, way: Callable[[Scene], Release], handovers: int) -> list[Row]:
+    with stage.scene(case, sidecars="real") as scene:
         line = Line(scene)
         line.fill()
-        took = [line.hand_over(by_status(scene)).seconds for _ in range(handovers)]
-        rows = line.verdict("gate-dead")
+        took = [line.hand_over(way(scene)).seconds for _ in range(handovers)]
+        rows = line.verdict(case)
     _show_slowest(took)
-    return [latencies("gate-dead: status patch to the next gate gone", took, p50=P50_SECONDS, p99=P99_SECONDS), *rows]
+    return [latencies(f"{case}: {what}", took, p50=P50_SECONDS, p99=P99_SECONDS), *rows]
 
 
 def by_sigterm(scene: Scene) -> Release:

@@ -13,10 +13,10 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from devcluster.webhook import WebhookProcess
+from devcluster.webhook import WebhookProcess, shipped_rules
 from tests.cluster.conftest import NATIVE, flags
 from tests.cluster.e2e import PATIENCE_SECONDS, PREFIX, Caller, Namespace, Object, client_of, eventually
-from tests.cluster.test_e2e_controller import ACCOUNT, shipped_rules
+from tests.cluster.test_e2e_controller import ACCOUNT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

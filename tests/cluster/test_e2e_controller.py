@@ -7,9 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
-from devcluster.webhook import MANIFEST, WebhookProcess
+from devcluster.webhook import WebhookProcess, shipped_rules
 from tests.cluster.conftest import Registration, flags
 from tests.cluster.e2e import Namespace, Object, Semaphore, client_of, eventually, metric, opted_in, permit_of, pod
 from tests.cluster.test_e2e_reinvocation import copied, expect_own
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 ACCOUNT = "system:serviceaccount:default:at-least-semaphore-pod-hook"
-
-
-def shipped_rules() -> str:
-    """The manifests' roles, for a service account of the namespace default."""
-    documents = list(yaml.safe_load_all((MANIFEST.parent / "rbac.yaml").read_text()))
-    for document in documents:
-        if document["kind"] in {"Role", "RoleBinding"}:
-            document["metadata"]["namespace"] = "default"
-        for subject in document.get("subjects", ()):
-            subject["namespace"] = "default"
-    return yaml.safe_dump_all(documents)
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.cluster
 
 KEY = "seats"
-NEVER_STORED_SECONDS = 15.0 + 5.0
-"""How long a pod may take from admission to being stored, and how long until the controller looks again after it."""
+NEVER_STORED_SECONDS = 15.0
+"""How long a pod may take from admission to being stored."""
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,9 @@ class PodRun:
                 for container in self._main:
                     self._launch(container)
                 mains = [self._tasks[container.record.name] for container in self._main]
-                await self._unless_stopped(asyncio.gather(*mains))
+                # Not gathered: where the pod is stopped, nobody would ask that for its outcome.
+                over = asyncio.wait(mains, return_when=asyncio.FIRST_EXCEPTION)
+                await self._unless_stopped(asyncio.ensure_future(over))
             await self._end()
         finally:
             await self._abandon()

@@ -134,6 +134,17 @@ def configuration(url: str, ca_bundle: bytes, **changes: Any) -> dict[str, Any]:
     return document
 
 
+def shipped_rules() -> str:
+    """Return the manifests' roles as YAML, for a service account of the namespace default."""
+    documents = list(yaml.safe_load_all((MANIFEST.parent / "rbac.yaml").read_text()))
+    for document in documents:
+        if document["kind"] in {"Role", "RoleBinding"}:
+            document["metadata"]["namespace"] = "default"
+        for subject in document.get("subjects", ()):
+            subject["namespace"] = "default"
+    return yaml.safe_dump_all(documents)
+
+
 def register(control_plane: ControlPlane, webhook: WebhookProcess, **changes: Any) -> None:
     """Register a webhook with the API server, or again after its certificate or port has changed."""
     text = yaml.safe_dump(configuration(webhook.url, webhook.ca_bundle, **changes))
