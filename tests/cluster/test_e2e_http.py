@@ -260,7 +260,8 @@ def test_a_variant_has_annotations_and_a_sidecar_of_its_own(
     theirs = admit(webhook, review(pod("theirs", opted_in("variant", 3)), "team", dry_run=True))
 
     assert theirs == {"uid": theirs["uid"], "allowed": True}
-    label, operation = json.loads(base64.b64decode(ours["patch"]))
+    token, label, operation = json.loads(base64.b64decode(ours["patch"]))
+    assert token["path"] == f"/metadata/annotations/foo.{PREFIX.replace('/', '~1')}fencing-token"
     assert label["value"] == {f"foo.{PREFIX}key": "variant"}
     assert operation["value"]["name"] == f"foo-{SIDECAR}"
     bad = admit(webhook, review(pod("bad", opted_in("", 3, prefix=f"foo.{PREFIX}")), "team"))
