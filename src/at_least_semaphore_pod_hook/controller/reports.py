@@ -105,7 +105,7 @@ class Reports:
         Args:
             semaphore: Whose permit.
             pod: Who waits.
-            position: Its place in the queue, from 1 on.
+            position: Its place in the line, from 1 on.
             waiters: How many wait.
             length: How many permits there are.
             holders: The names of all pods that hold one.
@@ -200,7 +200,7 @@ class Reports:
 
 
 def waiting_note(semaphore: SemaphoreKey, position: int, waiters: int, length: int, holders: Sequence[str]) -> str:
-    """Say where a pod stands in the queue, and whom it waits for."""
+    """Say where a pod stands in the line, and whom it waits for."""
     place = f"waiting for a permit of {semaphore}: position {position} of {waiters}"
     held = len(holders)
     if not held:
