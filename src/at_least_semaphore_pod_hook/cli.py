@@ -123,6 +123,10 @@ def _boolean(text: str) -> bool:
     return text == "true"
 
 
+BOOLEAN: dict[str, Any] = {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+"""The options of a flag that is true where it is given without a value."""
+
+
 def _variable(flag: str) -> str:
     """Name a flag's environment variable: --certDir and --cert-dir are AT_LEAST_SEMAPHORE_CERT_DIR."""
     snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", flag.lstrip("-")).replace("-", "_")
@@ -229,10 +233,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             sidecar,
             "--end-with-pod",
             default="false",
-            type=_boolean,
-            nargs="?",
-            const=True,
-            metavar="true|false",
+            **BOOLEAN,
             text="end within seconds of the pod's other containers, so that a Job's pod completes",
         )
         sidecar.add_argument("semaphore", type=_semaphore, metavar="<namespace>/<key>", help="the semaphore")
@@ -264,10 +265,7 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--enable-sidecar-containers",
         default="false",
-        type=_boolean,
-        nargs="?",
-        const=True,
-        metavar="true|false",
+        **BOOLEAN,
         text="inject native sidecars, which end after the pod's main containers: for Kubernetes 1.29 and later",
     )
     flag(
@@ -293,10 +291,7 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--wake-owners",
         default="true",
-        type=_boolean,
-        nargs="?",
-        const=True,
-        metavar="true|false",
+        **BOOLEAN,
         text="touch an annotation of the owners of denied pods when a permit is free, so that they try again at once",
     )
     flag(

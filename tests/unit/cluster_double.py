@@ -55,7 +55,7 @@ class Meter:
     def handed_over(self, semaphore: SemaphoreKey, seconds: float) -> None:
         self.handed_over_seconds.append(seconds)
 
-    def gate_removed(self, semaphore: SemaphoreKey, seconds: float) -> None:
+    def gate_removed(self, seconds: float) -> None:
         pass
 
     def event_dropped(self) -> None:

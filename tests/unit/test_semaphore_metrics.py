@@ -91,8 +91,8 @@ def test_what_is_counted(page: Page) -> None:
 def test_what_is_measured(page: Page) -> None:
     page.meter.handed_over(of("a"), 0.07)
     page.meter.handed_over(of("a"), 40)
-    page.meter.gate_removed(of("a"), 0.004)
-    page.meter.gate_removed(of("b"), 0.2)
+    page.meter.gate_removed(0.004)
+    page.meter.gate_removed(0.2)
     assert page.value("handover_seconds_sum", "a") == pytest.approx(40.07)
     assert page.value("handover_seconds_bucket", "a", le="0.05") == 0
     assert page.value("handover_seconds_bucket", "a", le="0.1") == 1
@@ -144,5 +144,5 @@ def test_the_lines_of_a_full_page_are_few_enough(page: Page) -> None:
         page.meter.denied(key)
         page.meter.reclaimed(key, "gone")
         page.meter.handed_over(key, math.pi)
-        page.meter.gate_removed(key, math.pi)
+        page.meter.gate_removed(math.pi)
     assert generate_latest(page.registry).count(b"\n") < 20 * LABELLED

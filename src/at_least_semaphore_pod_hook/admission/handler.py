@@ -178,7 +178,7 @@ class AdmissionHandler:
         gate = self._prefix + pod_annotations.GATE
         carried = inject.find_carried(pod.spec, self._template.name)
         operations = inject.gate(pod.spec.scheduling_gates, gate)
-        operations += self._annotate(pod.metadata, arrived=self._arrival(pod, gate))
+        operations += self._annotate(pod.metadata, arrived=self._arrival(pod, gated=not operations))
         operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT)
         logger.info("pod gated", extra={"semaphore": str(key), "pod": _name(pod.metadata)})
         return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, []))
@@ -197,11 +197,10 @@ class AdmissionHandler:
         sidecar = self._sidecar(str(key), permit, flags)
         return operations + inject.patch(pod.spec, carried, sidecar, native=self._template.native)
 
-    def _arrival(self, pod: Pod, gate: str) -> str:
+    def _arrival(self, pod: Pod, *, gated: bool) -> str:
         """Return when a waiter came, in microseconds: now, save where this request has been here a moment ago."""
         now = int(self._clock() * 1_000_000)
         known = (pod.metadata.annotations or {}).get(self._prefix + pod_annotations.ARRIVED, "")
-        gated = any(one.name == gate for one in pod.spec.scheduling_gates or ())
         if gated and not pod.is_copy and _stamp_pattern.fullmatch(known):
             age = now - int(known)
             if 0 <= age < FRESH_SECONDS * 1_000_000:

@@ -23,10 +23,10 @@ Headers = dict[str, str]
 
 
 class Identity(Protocol):
-    """Says who we are."""
+    """Says who we are. What it says is good until it is refused."""
 
     async def headers(self, *, refused: bool) -> Headers:
-        """Return what to send; `refused` where what was returned last is not accepted any more.
+        """Find out what to send; `refused` where what was returned last is not accepted any more.
 
         Raises ApiUnavailableError where there is nothing to return.
         """
@@ -50,20 +50,17 @@ class Configuration(NamedTuple):
 
 
 class TokenFile:
-    """A service account's token, read again when it is not accepted any more: the kubelet rotates it."""
+    """A service account's token, which the kubelet rotates."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._headers: Headers | None = None
 
-    async def headers(self, *, refused: bool) -> Headers:
+    async def headers(self, *, refused: bool) -> Headers:  # noqa: ARG002 - the file is all there is to ask
         """See `Identity.headers`."""
-        if self._headers is None or refused:
-            try:
-                self._headers = {"Authorization": f"Bearer {self._path.read_text().strip()}"}
-            except OSError as error:
-                raise ApiUnavailableError(f"the service account's token: {error}") from error
-        return self._headers
+        try:
+            return {"Authorization": f"Bearer {self._path.read_text().strip()}"}
+        except OSError as error:
+            raise ApiUnavailableError(f"the service account's token: {error}") from error
 
 
 class KubeconfigUser:
@@ -75,15 +72,9 @@ class KubeconfigUser:
 
     def __init__(self, auth: httpx2.Auth | None) -> None:
         self._auth = auth
-        self._headers: Headers | None = None
 
     async def headers(self, *, refused: bool) -> Headers:
         """See `Identity.headers`."""
-        if self._headers is None or refused:
-            self._headers = await self._drawn(refused=refused)
-        return self._headers
-
-    async def _drawn(self, *, refused: bool) -> Headers:
         import httpx2  # noqa: PLC0415 - as lightkube
         from lightkube import ConfigError  # noqa: PLC0415
 

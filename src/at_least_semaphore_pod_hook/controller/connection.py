@@ -18,7 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from at_least_semaphore_pod_hook.controller.configuration import Configuration, configure
+from at_least_semaphore_pod_hook.controller.configuration import Configuration, Headers, configure
 from at_least_semaphore_pod_hook.controller.status import (
     BAD_REQUEST,
     CONFLICT,
@@ -62,6 +62,7 @@ class Connection:
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
+        self._shown: Headers | None = None
         connector = aiohttp.TCPConnector(
             ssl=configuration.tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
         )
@@ -170,15 +171,16 @@ class Connection:
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         """Send a request, and once more where a newer token than the one that is refused is to be had."""
         identity = self._configuration.identity
-        shown = await identity.headers(refused=False)
+        if self._shown is None:
+            self._shown = await identity.headers(refused=False)
         for last in (False, True):
+            shown = self._shown
             async with self._http.request(
                 method, url, timeout=timeout, headers=headers | shown, data=content, allow_redirects=False
             ) as response:
                 if response.status == UNAUTHORIZED and not last:
-                    newer = await identity.headers(refused=True)
-                    if newer != shown:
-                        shown = newer
+                    self._shown = await identity.headers(refused=True)
+                    if self._shown != shown:
                         continue
                 yield response
                 return

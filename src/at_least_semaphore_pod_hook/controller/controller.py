@@ -209,15 +209,22 @@ class Controller:
         self._look_again(semaphore, state)
         missing = self._missing_ms(state, pods)
         seen = Observed(state, pods, self._watched.gone, int(RESERVATION_SECONDS * 1000), missing)
-        actions = decide(seen)
+        held = state.permits
+        waiters = [pod for pod in line(pods) if pod.permit not in held]
+        late = unpermitted(seen, held)
         if state.length or pods:
-            self._show(semaphore, seen)
-        served, again = await self._effects.carry_out(semaphore, actions)
+            self._show(semaphore, seen, waiters, late)
+        served, again = await self._effects.carry_out(semaphore, decide(seen))
         self._welcome(semaphore, served, since)
         if again:
             self.look_at(semaphore)
-        else:
-            self._announce(semaphore, seen, {pod.uid: pod.name for pod, _ in served})
+            return
+        names = {pod.uid: pod.name for pod, _ in served}
+        self._announce(semaphore, state, [pod for pod in waiters if pod.uid not in names], names)
+        for pod in late:
+            # One that has only just given its permit back is about to end.
+            if pod.uid not in names and missing.get(pod.permit, 0) >= LOST_MS:
+                self._reports.late(semaphore, pod, state.length)
 
     def _look_again(self, semaphore: SemaphoreKey, state: SemaphoreState) -> None:
         """Look again when a lease is half gone or a reservation has had its time, be it before the next resync."""
@@ -245,7 +252,7 @@ class Controller:
     def _missing_ms(self, state: SemaphoreState, pods: Iterable[PodView]) -> dict[str, int]:
         """Return for how long the store has not known the permits of those of these pods that were let in."""
         now = self._clock()
-        held = {holder.permit for holder in state.holders}
+        held = state.permits
         missing = {}
         for pod in pods:
             if pod.permit in held or pod.gated:
@@ -256,17 +263,15 @@ class Controller:
             self._missing_since.clear()
         return missing
 
-    def _show(self, semaphore: SemaphoreKey, seen: Observed) -> None:
-        held = {holder.permit for holder in seen.state.holders}
-        uids = {pod.permit for pod in seen.pods}
-        waiters = line(seen.pods, held)
+    def _show(self, semaphore: SemaphoreKey, seen: Observed, waiters: list[PodView], late: list[PodView]) -> None:
+        permits = {pod.permit for pod in seen.pods}
         figures = Figures(
             length=seen.state.length,
-            held=len(held),
+            held=seen.state.held,
             waiting=len(waiters),
             oldest_wait_since=waiters[0].came if waiters else None,
-            suspects=sum(is_suspect(holder) and holder.permit in uids for holder in seen.state.holders),
-            late=len(unpermitted(seen, held)),
+            suspects=sum(is_suspect(holder) and holder.permit in permits for holder in seen.state.holders),
+            late=len(late),
         )
         self._used[semaphore] = self._clock()
         self._meter.show(semaphore, figures)
@@ -278,29 +283,26 @@ class Controller:
         for pod, ungating_seconds in served:
             if pod.gated:
                 self._watched.let_in(semaphore, pod)
-                self._meter.gate_removed(semaphore, ungating_seconds)
+                self._meter.gate_removed(ungating_seconds)
             if pod.uid in waiting:
                 self._meter.handed_over(semaphore, now - since)
                 self._reports.granted(semaphore, pod, max(0.0, self._wall_clock() - pod.came))
 
-    def _announce(self, semaphore: SemaphoreKey, seen: Observed, served: Mapping[str, str]) -> None:
-        """Tell new waiters that they wait, and pods that run without a permit that they do.
+    def _announce(
+        self, semaphore: SemaphoreKey, state: SemaphoreState, waiters: list[PodView], served: Mapping[str, str]
+    ) -> None:
+        """Tell new waiters that they wait.
 
         Args:
             semaphore: Which.
-            seen: How it was.
+            state: How it was.
+            waiters: Who still waits, in line.
             served: The names of the pods that have been let in since, by UID.
         """
-        held = {holder.permit for holder in seen.state.holders}
-        waiters = [pod for pod in line(seen.pods, held) if pod.uid not in served]
         known = self._waiting.pop(semaphore, set())
         if waiters:
             self._waiting[semaphore] = {pod.uid for pod in waiters}
-        holders = [*(holder.pod for holder in seen.state.holders if holder.permit not in served), *served.values()]
+        holders = [*(holder.pod for holder in state.holders if holder.permit not in served), *served.values()]
         for position, pod in enumerate(waiters, start=1):
             if pod.uid not in known and self._wall_clock() - pod.came < NEW_SECONDS:
-                self._reports.waiting(semaphore, pod, position, len(waiters), seen.state.length, holders)
-        for pod in unpermitted(seen, held):
-            # One that has only just given its permit back is about to end.
-            if pod.uid not in served and seen.missing_ms.get(pod.permit, 0) >= LOST_MS:
-                self._reports.late(semaphore, pod, seen.state.length)
+                self._reports.waiting(semaphore, pod, position, len(waiters), state.length, holders)

@@ -129,22 +129,24 @@ def decide(seen: Observed) -> list[Action]:
         if action is not None:
             kept.append(action)
     actions += kept
-    known = {holder.permit for holder in seen.state.holders}
+    known = seen.state.permits
     actions += [Dismiss(pod) for pod in seen.pods if pod.permit not in known and _is_outlived(pod)]
-    late, waiters = unpermitted(seen, held), line(seen.pods, held)
+    gated = line(seen.pods)
+    late, waiters = unpermitted(seen, held), [pod for pod in gated if pod.permit not in held]
     if length := _other_length(seen, late, waiters):
         return [*actions, Resize(length)]
-    actions += [Ungate(pod, held[pod.permit]) for pod in line(seen.pods) if pod.permit in held]
+    actions += [Ungate(pod, held[pod.permit]) for pod in gated if pod.permit in held]
     free = max(0, seen.state.length - len(held) - sum(_is_ending(pod, held, seen) for pod in seen.pods))
     actions += [Grant(pod) for pod in [*late, *waiters][:free]]
     actions += [Wake(owner) for owner in seen.state.denied[: max(0, free - len(late) - len(waiters))]]
     return actions
 
 
-def line(pods: Collection[PodView], served: Collection[str] = ()) -> list[PodView]:
-    """Return the waiters in line, the first one first. A pod that another gate holds back has no place in it."""
-    waiters = [pod for pod in pods if pod.gated and len(pod.gates) == 1 and pod.permit not in served and not _over(pod)]
-    return sorted(waiters, key=lambda pod: pod.place)
+def line(pods: Collection[PodView]) -> list[PodView]:
+    """Return the pods in line, the first one first. A pod that another gate holds back has no place in it."""
+    return sorted(
+        (pod for pod in pods if pod.gated and len(pod.gates) == 1 and not _over(pod)), key=lambda pod: pod.place
+    )
 
 
 def unpermitted(seen: Observed, held: Collection[str]) -> list[PodView]:

@@ -116,13 +116,19 @@ class Effects:
         holder, reason = release.holder, release.reason
         if release.unproven and not await self._is_gone(semaphore, holder):
             return False
-        if await self._store.release(semaphore, holder.permit, ended=reason in {Reason.ENDED, Reason.FINISHED}):
-            self._meter.reclaimed(semaphore, reason.value)
-            logger.info("permit reclaimed", extra=_about(semaphore, holder) | {"reason": reason.value})
-            # What goes as it should is nothing to tell.
-            if release.pod is not None and reason in {Reason.FINISHED, Reason.GONE}:
-                self._reports.reclaimed(semaphore, release.pod, reason)
+        reclaimed = await self._reclaim(semaphore, holder.permit, holder.pod, reason)
+        # What goes as it should is nothing to tell.
+        if reclaimed and release.pod is not None and reason in {Reason.FINISHED, Reason.GONE}:
+            self._reports.reclaimed(semaphore, release.pod, reason)
         return release.unproven
+
+    async def _reclaim(self, semaphore: SemaphoreKey, permit: str, pod: str, reason: Reason) -> bool:
+        """Take a permit back, and count it; returns False where it was free already."""
+        if not await self._store.release(semaphore, permit, ended=reason in {Reason.ENDED, Reason.FINISHED}):
+            return False
+        self._meter.reclaimed(semaphore, reason.value)
+        logger.info("permit reclaimed", extra=_about(semaphore, permit, pod) | {"reason": reason.value})
+        return True
 
     async def _is_gone(self, semaphore: SemaphoreKey, holder: Holder) -> bool:
         """Ask the API server itself, since what the watch has not shown may only be late."""
@@ -142,7 +148,8 @@ class Effects:
         )
         for keep in kept:
             if keep.suspect:
-                logger.warning("permit kept for a pod whose sidecar is silent", extra=_about(semaphore, keep.holder))
+                about = _about(semaphore, keep.holder.permit, keep.holder.pod)
+                logger.warning("permit kept for a pod whose sidecar is silent", extra=about)
                 self._reports.silent(semaphore, keep.pod)
 
     async def _serve(self, semaphore: SemaphoreKey, actions: Sequence[Grant | Ungate]) -> list[Served]:
@@ -192,13 +199,12 @@ class Effects:
         if pod.annotations:
             patch.append({"op": "add", "path": f"/metadata/annotations/{pointer(name)}", "value": str(token)})
         written = await self._kube.patch_pod(pod.namespace, pod.name, patch)
-        about = {"semaphore": str(semaphore), "pod": pod.name, "permit": pod.permit}
         if written is Written.DONE:
-            logger.info("pod let in" if pod.gated else "permit granted to a pod that had none", extra=about)
+            message = "pod let in" if pod.gated else "permit granted to a pod that had none"
+            logger.info(message, extra=_about(semaphore, pod.permit, pod.name))
             return Served(pod, self._clock() - began)
-        if written is Written.MISSING and await self._store.release(semaphore, pod.permit):
-            self._meter.reclaimed(semaphore, Reason.GONE.value)
-            logger.info("permit reclaimed", extra=about | {"reason": Reason.GONE.value})
+        if written is Written.MISSING:
+            await self._reclaim(semaphore, pod.permit, pod.name, Reason.GONE)
         # Where the pod is not as it was, the watch is about to show how it is.
         return None
 
@@ -215,5 +221,5 @@ class Effects:
         await self._store.forget_denied(semaphore, owner)
 
 
-def _about(semaphore: SemaphoreKey, holder: Holder) -> dict[str, str]:
-    return {"semaphore": str(semaphore), "permit": holder.permit, "pod": holder.pod}
+def _about(semaphore: SemaphoreKey, permit: str, pod: str) -> dict[str, str]:
+    return {"semaphore": str(semaphore), "permit": permit, "pod": pod}

@@ -56,7 +56,7 @@ class Meter(Protocol):
         """Measure how long a permit that somebody waited for was known to be free, until the waiter's gate was gone."""
         ...
 
-    def gate_removed(self, semaphore: SemaphoreKey, seconds: float) -> None:
+    def gate_removed(self, seconds: float) -> None:
         """Measure how long it took from the grant in the store until the pod's gate was gone."""
         ...
 

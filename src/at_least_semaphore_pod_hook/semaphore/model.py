@@ -156,6 +156,11 @@ class SemaphoreState:
         return len(self.holders)
 
     @property
+    def permits(self) -> set[str]:
+        """The names of the permits that are held."""
+        return {holder.permit for holder in self.holders}
+
+    @property
     def free(self) -> int:
         """How many permits are free; 0 while a shrunk semaphore drains."""
         return max(0, self.length - self.held)

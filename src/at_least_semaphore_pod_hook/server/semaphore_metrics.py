@@ -100,7 +100,7 @@ class SemaphoreMetrics(Collector):
         """Measure a hand-over."""
         _observe(self._handovers, *self._labels(semaphore))(seconds)
 
-    def gate_removed(self, semaphore: SemaphoreKey, seconds: float) -> None:  # noqa: ARG002 - said below
+    def gate_removed(self, seconds: float) -> None:
         """Measure the removal of a gate: a matter of the API server, not of the semaphore, so without labels."""
         self._removals.observe(seconds)
 
