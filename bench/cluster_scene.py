@@ -24,10 +24,9 @@ from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevClusterError
 from devcluster.podrunner import PodRunner
 from devcluster.stores import RedisServer
-from devcluster.webhook import WebhookProcess, register, shipped_rules
+from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
 
-ACCOUNT = "at-least-semaphore-pod-hook"
-USER = f"system:serviceaccount:default:{ACCOUNT}"
+USER = f"system:serviceaccount:default:{SHIPPED_ACCOUNT}"
 WATCHED = "pods watched"
 REAL = (*PYTHON, "-m", "at_least_semaphore_pod_hook")
 # Starts in a millisecond where the real one takes a tenth of a second of a core; neither renews nor releases.
@@ -133,7 +132,7 @@ class Stage:
         self.scratch = scratch
         self.plane = plane
         self._audit_log = audit_log
-        self._kubeconfig = plane.account_kubeconfig(ACCOUNT)
+        self._kubeconfig = plane.account_kubeconfig(SHIPPED_ACCOUNT)
         self._numbers = itertools.count(1)
         plane.kubectl("apply", "-f", "-", input=shipped_rules())
 

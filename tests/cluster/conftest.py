@@ -12,8 +12,9 @@ import pytest
 from devcluster.controlplane import ControlPlane
 from devcluster.podrunner import PodRunner
 from devcluster.stores import EtcdServer, RedisServer
-from devcluster.webhook import WebhookProcess, register
-from tests.cluster.e2e import Namespace, admissions, eventually, opted_in, pod
+from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
+from tests.cluster.e2e import KINDS, Namespace, admissions, eventually, flags, opted_in, pod
+from tests.cluster.gating import History, replica, serving
 from tests.cluster.watching import ACCOUNT, CLUSTER_RULES, NAMESPACE, OWN_RULES, token, write_kubeconfig
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
-ORDINARY, NATIVE = (), ("--enable-sidecar-containers",)
-KINDS = {"redlock-ordinary": ("redlock", ORDINARY), "etcd-native": ("etcd", NATIVE)}
 
 
 @pytest.fixture(scope="session")
@@ -98,12 +97,6 @@ def registration(control_plane: ControlPlane) -> Iterator[Registration]:
     registration.remove()
 
 
-def flags(lock_mode: str, store: RedisServer, locks: RedisServer | EtcdServer) -> tuple[str, ...]:
-    """Point a webhook at a store, and at what locks in this mode."""
-    where = "--etcd-addresses" if lock_mode == "etcd" else "--redis-addresses"
-    return (f"--lock-mode={lock_mode}", f"--queue-redis-address={store.address}", f"{where}={locks.address}")
-
-
 class SharedWebhooks:
     """Webhooks by kind on the shared store, each started when it is first wanted."""
 
@@ -155,6 +148,32 @@ def new_webhook(tmp_path: Path) -> Iterator[Callable[..., WebhookProcess]]:
             return stack.enter_context(process)
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def account(control_plane: ControlPlane) -> Iterator[Path]:
+    """The kubeconfig of a service account that may do what the manifests let it, and no more."""
+    control_plane.kubectl("apply", "-f", "-", input=shipped_rules())
+    yield control_plane.user_kubeconfig(f"system:serviceaccount:default:{SHIPPED_ACCOUNT}")
+    control_plane.kubectl("delete", "-f", "-", input=shipped_rules())
+
+
+@pytest.fixture(scope="module")
+def controller(account: Path, store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookProcess]:
+    """A webhook that lets pods wait, with the rights that the manifests give it."""
+    with serving(replica(tmp_path_factory.mktemp("controller"), store, account)) as webhook:
+        yield webhook
+
+
+@pytest.fixture
+def registered(controller: WebhookProcess, registration: Registration) -> None:
+    registration.use(controller)
+
+
+@pytest.fixture
+def history(namespace: Namespace) -> Iterator[History]:
+    with History(namespace) as history:
+        yield history
 
 
 @pytest.fixture(scope="module")

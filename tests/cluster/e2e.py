@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from devcluster.controlplane import ControlPlane
-    from devcluster.stores import RedisServer
+    from devcluster.stores import EtcdServer, RedisServer
     from devcluster.webhook import WebhookProcess
 
 Object = dict[str, Any]
@@ -29,6 +29,8 @@ PREFIX = f"{DOMAIN}/"
 SIDECAR = "at-least-semaphore-pod-sidecar"
 RUN_SECONDS = "devcluster/run-seconds"
 PATIENCE_SECONDS = 30.0
+ORDINARY, NATIVE = (), ("--enable-sidecar-containers",)
+KINDS = {"redlock-ordinary": ("redlock", ORDINARY), "etcd-native": ("etcd", NATIVE)}
 
 
 def eventually(probe: Callable[[], object], what: str, timeout: float = PATIENCE_SECONDS) -> float:
@@ -38,6 +40,12 @@ def eventually(probe: Callable[[], object], what: str, timeout: float = PATIENCE
         assert time.monotonic() - started < timeout, f"not within {timeout} s: {what}"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def flags(lock_mode: str, store: RedisServer, locks: RedisServer | EtcdServer) -> tuple[str, ...]:
+    """Point a webhook at a store, and at what locks in this mode."""
+    where = "--etcd-addresses" if lock_mode == "etcd" else "--redis-addresses"
+    return (f"--lock-mode={lock_mode}", f"--queue-redis-address={store.address}", f"{where}={locks.address}")
 
 
 def opted_in(key: str, length: int | str, expiration: int | str = 60, prefix: str = PREFIX) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the tests of waiting pods share: webhooks under the shipped rights, and what API server and store show them."""
+"""What the tests of waiting pods share: webhooks with controllers, and what API server and store show them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from devcluster.webhook import WebhookProcess, shipped_rules
-from tests.cluster.conftest import NATIVE, flags
-from tests.cluster.e2e import PATIENCE_SECONDS, PREFIX, Caller, Namespace, Object, client_of, eventually
-from tests.cluster.test_e2e_controller import ACCOUNT
+from devcluster.webhook import WebhookProcess
+from tests.cluster.e2e import NATIVE, PATIENCE_SECONDS, PREFIX, Caller, Namespace, Object, client_of, eventually, flags
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from devcluster.controlplane import ControlPlane
     from devcluster.stores import RedisServer
 
 GATE = f"{PREFIX}permit"
@@ -36,16 +33,6 @@ FOREIGN = "example.com/hold"
 
 AT_ONCE_SECONDS = 2.0
 """What counts as at once: hand-overs take a tenth of it, save on a machine that has other things to do."""
-
-
-@contextmanager
-def shipped_rights(control_plane: ControlPlane) -> Iterator[Path]:
-    """Give a service account what the manifests give it, and no more; yields its kubeconfig."""
-    control_plane.kubectl("apply", "-f", "-", input=shipped_rules())
-    try:
-        yield control_plane.user_kubeconfig(ACCOUNT)
-    finally:
-        control_plane.kubectl("delete", "-f", "-", input=shipped_rules())
 
 
 def replica(

@@ -11,7 +11,6 @@ import pytest
 
 from devcluster.errors import DevClusterError
 from devcluster.stores import RedisServer
-from tests.cluster.conftest import flags
 from tests.cluster.e2e import (
     DOMAIN,
     PREFIX,
@@ -21,6 +20,7 @@ from tests.cluster.e2e import (
     admissions,
     client_of,
     eventually,
+    flags,
     metric,
     opted_in,
     permit_of,

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devcluster.stores import RedisServer
-from tests.cluster.conftest import KINDS, flags
 from tests.cluster.e2e import (
+    KINDS,
     Caller,
     Namespace,
     Object,
     Semaphore,
     admit,
     eventually,
+    flags,
     metric,
     opted_in,
     pod,

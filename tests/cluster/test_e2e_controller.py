@@ -8,41 +8,46 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from devcluster.webhook import WebhookProcess, shipped_rules
-from tests.cluster.conftest import Registration, flags
-from tests.cluster.e2e import Namespace, Object, Semaphore, client_of, eventually, metric, opted_in, permit_of, pod
+from devcluster.webhook import WebhookProcess
+from tests.cluster.e2e import (
+    NATIVE,
+    Namespace,
+    Object,
+    Semaphore,
+    client_of,
+    eventually,
+    flags,
+    metric,
+    opted_in,
+    permit_of,
+    pod,
+)
 from tests.cluster.test_e2e_reinvocation import copied, expect_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from devcluster.controlplane import ControlPlane
     from devcluster.podrunner import PodRunner
     from devcluster.stores import RedisServer
+    from tests.cluster.conftest import Registration
 
 pytestmark = pytest.mark.cluster
-
-ACCOUNT = "system:serviceaccount:default:at-least-semaphore-pod-hook"
 
 
 @pytest.fixture(scope="module")
 def watching(
-    control_plane: ControlPlane,
-    registration: Registration,
-    store: RedisServer,
-    tmp_path_factory: pytest.TempPathFactory,
+    account: Path, registration: Registration, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[WebhookProcess]:
     """A webhook whose controller may do what the manifests let it, and no more."""
-    control_plane.kubectl("apply", "-f", "-", input=shipped_rules())
-    kubeconfig = control_plane.user_kubeconfig(ACCOUNT)
-    given = (*flags("redlock", store, store), "--enable-sidecar-containers", f"--kubeconfig={kubeconfig}")
+    given = (*flags("redlock", store, store), *NATIVE, f"--kubeconfig={account}")
     with WebhookProcess(tmp_path_factory.mktemp("watching"), flags=given) as webhook:
         registration.use(webhook)
         eventually(lambda: "pods watched" in webhook.log(), "the controller works")
         assert metric(webhook, "leading") == 1
         yield webhook
         assert "seen to" not in webhook.log()
-    control_plane.kubectl("delete", "-f", "-", input=shipped_rules())
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devcluster.stores import EtcdServer, RedisServer
-from tests.cluster.conftest import flags
 from tests.cluster.e2e import (
     Caller,
     Namespace,
@@ -17,6 +16,7 @@ from tests.cluster.e2e import (
     admit,
     client_of,
     eventually,
+    flags,
     opted_in,
     permit_of,
     pod,

@@ -23,48 +23,19 @@ from tests.cluster.gating import (
     gates,
     keys_of,
     remove_gate,
-    replica,
     reported,
-    serving,
-    shipped_rights,
     trouble,
     uid,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from devcluster.controlplane import ControlPlane
     from devcluster.stores import RedisServer
     from devcluster.webhook import WebhookProcess
-    from tests.cluster.conftest import Registration
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("registered")]
 
 BURST = 30
-
-
-@pytest.fixture(scope="module")
-def controller(
-    control_plane: ControlPlane, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[WebhookProcess]:
-    """A webhook that lets pods wait, with the rights that the manifests give it."""
-    with (
-        shipped_rights(control_plane) as kubeconfig,
-        serving(replica(tmp_path_factory.mktemp("gate"), store, kubeconfig)) as webhook,
-    ):
-        yield webhook
-
-
-@pytest.fixture(autouse=True)
-def registered(controller: WebhookProcess, registration: Registration) -> None:
-    registration.use(controller)
-
-
-@pytest.fixture
-def history(namespace: Namespace) -> Iterator[History]:
-    with History(namespace) as history:
-        yield history
 
 
 def quota_of_no_pods(namespace: Namespace) -> None:

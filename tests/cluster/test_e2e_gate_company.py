@@ -24,8 +24,6 @@ from tests.cluster.gating import (
     History,
     gates,
     replica,
-    serving,
-    shipped_rights,
     uid,
 )
 from tests.cluster.test_e2e_reinvocation import Second, copied, labelled
@@ -39,34 +37,10 @@ if TYPE_CHECKING:
     from devcluster.webhook import WebhookProcess
     from tests.cluster.conftest import Registration
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("registered")]
 
 EDITS = "e2e.example.com/edits"
 VARIANT = "foo"
-
-
-@pytest.fixture(scope="module")
-def account(control_plane: ControlPlane) -> Iterator[Path]:
-    with shipped_rights(control_plane) as kubeconfig:
-        yield kubeconfig
-
-
-@pytest.fixture(scope="module")
-def controller(account: Path, store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookProcess]:
-    """A webhook that lets pods wait."""
-    with serving(replica(tmp_path_factory.mktemp("company"), store, account)) as webhook:
-        yield webhook
-
-
-@pytest.fixture(autouse=True)
-def registered(controller: WebhookProcess, registration: Registration) -> None:
-    registration.use(controller)
-
-
-@pytest.fixture
-def history(namespace: Namespace) -> Iterator[History]:
-    with History(namespace) as history:
-        yield history
 
 
 @pytest.fixture

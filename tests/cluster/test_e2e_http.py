@@ -15,8 +15,7 @@ import pytest
 
 from devcluster.process import free_port
 from devcluster.webhook import WebhookProcess
-from tests.cluster.conftest import flags
-from tests.cluster.e2e import PREFIX, SIDECAR, Caller, admit, eventually, metric, opted_in, pod, review
+from tests.cluster.e2e import PREFIX, SIDECAR, Caller, admit, eventually, flags, metric, opted_in, pod, review
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

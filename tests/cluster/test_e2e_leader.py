@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cluster.e2e import PATIENCE_SECONDS, Namespace, Semaphore, eventually, metric, opted_in, pod
-from tests.cluster.gating import Account, History, replica, shipped_rights, trouble, uid
+from tests.cluster.gating import Account, History, replica, trouble, uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from devcluster.controlplane import ControlPlane
     from devcluster.stores import RedisServer
     from devcluster.webhook import WebhookProcess
     from tests.cluster.conftest import Registration
@@ -28,13 +28,12 @@ FAILOVER_SECONDS, ORDERLY_SECONDS = 6.0, 2.0
 
 @pytest.fixture(scope="module")
 def replicas(
-    control_plane: ControlPlane, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    account: Path, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[WebhookProcess]]:
-    with shipped_rights(control_plane) as kubeconfig:
-        made = [replica(tmp_path_factory.mktemp(f"replica-{number}"), store, kubeconfig) for number in (1, 2)]
-        with made[0], made[1]:
-            yield made
-            assert [trouble(one) for one in made] == [[], []]
+    made = [replica(tmp_path_factory.mktemp(f"replica-{number}"), store, account) for number in (1, 2)]
+    with made[0], made[1]:
+        yield made
+        assert [trouble(one) for one in made] == [[], []]
 
 
 def leader_of(replicas: list[WebhookProcess]) -> WebhookProcess:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devcluster.process import Process
-from tests.cluster.conftest import ORDINARY
-from tests.cluster.e2e import PATIENCE_SECONDS, Namespace, Semaphore, client_of, eventually, opted_in, pod
-from tests.cluster.gating import History, bind, replica, serving, shipped_rights, uid
+from tests.cluster.e2e import ORDINARY, PATIENCE_SECONDS, Namespace, Semaphore, client_of, eventually, opted_in, pod
+from tests.cluster.gating import History, bind, replica, serving, uid
 from tests.cluster.watching import Proxy
 
 if TYPE_CHECKING:
@@ -106,16 +105,20 @@ def settle(store: RedisServer) -> None:
 
 
 def test_a_permit_is_handed_over_though_nobody_hears_that_it_is_free(
-    namespace: Namespace, store: RedisServer, control_plane: ControlPlane, registration: Registration, tmp_path: Path
+    namespace: Namespace,
+    store: RedisServer,
+    account: Path,
+    history: History,
+    control_plane: ControlPlane,
+    registration: Registration,
+    tmp_path: Path,
 ) -> None:
     with (
-        shipped_rights(control_plane) as account,
         muted_proxy(store.port) as (proxy, address),
         # An ordinary sidecar gives its permit back at SIGTERM, while the API shows no change for a long time.
         serving(
             replica(tmp_path / "webhook", store, account, f"--queue-redis-address={address}", sidecars=ORDINARY)
         ) as webhook,
-        History(namespace) as history,
     ):
         registration.use(webhook)
         semaphore = Semaphore(store, namespace.name, KEY)

@@ -15,10 +15,7 @@ from tests.cluster.gating import (
     History,
     bind,
     events,
-    replica,
     reported,
-    serving,
-    shipped_rights,
     uid,
 )
 from tests.cluster.test_e2e_workloads import workload
@@ -29,36 +26,12 @@ if TYPE_CHECKING:
     from devcluster.controlplane import ControlPlane
     from devcluster.podrunner import PodRunner
     from devcluster.stores import RedisServer
-    from devcluster.webhook import WebhookProcess
-    from tests.cluster.conftest import Registration
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("registered")]
 
 KEY = "seats"
 NEVER_STORED_SECONDS = 15.0
 """How long a pod may take from admission to being stored."""
-
-
-@pytest.fixture(scope="module")
-def controller(
-    control_plane: ControlPlane, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[WebhookProcess]:
-    with (
-        shipped_rights(control_plane) as kubeconfig,
-        serving(replica(tmp_path_factory.mktemp("reclaim"), store, kubeconfig)) as webhook,
-    ):
-        yield webhook
-
-
-@pytest.fixture(autouse=True)
-def registered(controller: WebhookProcess, registration: Registration) -> None:
-    registration.use(controller)
-
-
-@pytest.fixture
-def history(namespace: Namespace) -> Iterator[History]:
-    with History(namespace) as history:
-        yield history
 
 
 @pytest.fixture

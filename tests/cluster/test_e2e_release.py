@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devcluster.podspec import STOP_SECONDS
-from tests.cluster.conftest import ORDINARY
-from tests.cluster.e2e import RUN_SECONDS, SIDECAR, Namespace, Object, Semaphore, eventually, opted_in, pod
+from tests.cluster.e2e import ORDINARY, RUN_SECONDS, SIDECAR, Namespace, Object, Semaphore, eventually, opted_in, pod
 from tests.cluster.gating import (
     AT_ONCE_SECONDS,
     GATE,
@@ -18,15 +17,14 @@ from tests.cluster.gating import (
     gates,
     replica,
     serving,
-    shipped_rights,
     uid,
 )
 from tests.cluster.test_e2e_workloads import workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from devcluster.controlplane import ControlPlane
     from devcluster.stores import RedisServer
     from devcluster.webhook import WebhookProcess
     from tests.cluster.conftest import Registration
@@ -38,14 +36,13 @@ KEY = "seats"
 
 @pytest.fixture(scope="module")
 def webhooks(
-    control_plane: ControlPlane, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    account: Path, store: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, WebhookProcess]]:
     """Two replicas, whose controllers elect one of them: one injects native sidecars, one ordinary ones."""
-    with shipped_rights(control_plane) as kubeconfig:
-        native = replica(tmp_path_factory.mktemp("native"), store, kubeconfig)
-        ordinary = replica(tmp_path_factory.mktemp("ordinary"), store, kubeconfig, sidecars=ORDINARY)
-        with serving(native), ordinary:
-            yield {"native": native, "ordinary": ordinary}
+    native = replica(tmp_path_factory.mktemp("native"), store, account)
+    ordinary = replica(tmp_path_factory.mktemp("ordinary"), store, account, sidecars=ORDINARY)
+    with serving(native), ordinary:
+        yield {"native": native, "ordinary": ordinary}
 
 
 @pytest.fixture
@@ -56,12 +53,6 @@ def native(webhooks: dict[str, WebhookProcess], registration: Registration) -> N
 @pytest.fixture
 def ordinary(webhooks: dict[str, WebhookProcess], registration: Registration) -> None:
     registration.use(webhooks["ordinary"])
-
-
-@pytest.fixture
-def history(namespace: Namespace) -> Iterator[History]:
-    with History(namespace) as history:
-        yield history
 
 
 def slow(length: int, stop_seconds: float, **annotated: str) -> dict[str, str]:

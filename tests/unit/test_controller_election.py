@@ -123,171 +123,147 @@ def test_decide(seen: LeaseView | None, unchanged: float, step: Step) -> None:
     assert decide(seen, unchanged, "me") is step
 
 
-def test_one_creates_the_lease_and_renews_it_and_the_other_waits() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one, two = Candidate("one", leases), Candidate("two", leases)
-        await asyncio.sleep(60)
-        assert [name for _, name in one.log] == ["started"]
-        assert not two.log
-        assert one.election.leading
-        assert not two.election.leading
-        assert two.election.holder == "one"
-        assert {written.holder for _, written in leases.writes} == {"one"}
-        assert {written.transitions for _, written in leases.writes} == {0}
-        # One write and one read a second, no more.
-        assert 55 <= len(leases.writes) <= 61
-        assert leases.reads <= 64
-
-    virtual_time.run(work())
+async def elected() -> tuple[Leases, Candidate]:
+    """Let a candidate lead for a while."""
+    leases = Leases()
+    one = Candidate("one", leases)
+    await asyncio.sleep(10.3)
+    return leases, one
 
 
-def test_a_dead_leader_is_replaced_when_its_lease_has_run_out() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(0.5)
-        two = Candidate("two", leases)
-        await asyncio.sleep(10.3)
-        one.kill()
-        killed = virtual_time.now()
-        await asyncio.sleep(10)
-        ((started, _),) = two.log
-        assert 3.0 <= started - killed <= 5.1
-        assert leases.lease is not None
-        assert (leases.lease.holder, leases.lease.transitions) == ("two", 1)
-
-    virtual_time.run(work())
+async def one_after_the_other() -> tuple[Leases, Candidate, Candidate]:
+    """Let one candidate lead, and half a second later another stand for election."""
+    leases = Leases()
+    one = Candidate("one", leases)
+    await asyncio.sleep(0.5)
+    return leases, one, Candidate("two", leases)
 
 
-def test_an_orderly_end_hands_over_within_a_retry() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(0.5)
-        two = Candidate("two", leases)
-        await asyncio.sleep(10.3)
-        await one.end()
-        ended = virtual_time.now()
-        assert leases.writes[-1][1].holder == ""
-        assert [name for _, name in one.log] == ["started", "stopped"]
-        assert one.log[1][0] <= leases.writes[-1][0]
-        await asyncio.sleep(5)
-        assert two.log[0][0] - ended <= 1.1
-
-    virtual_time.run(work())
-
-
-def test_an_end_in_the_middle_of_a_renewal_still_releases() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        one.path.delay = 0.4
-        await asyncio.sleep(10)
-        # A renewal's write is made, and its answer under way.
-        await asyncio.sleep(leases.writes[-1][0] + 1.4 + 0.2 - virtual_time.now())
-        assert virtual_time.now() - leases.writes[-1][0] < 0.4
-        await one.end()
-        assert leases.writes[-1][1].holder == ""
-
-    virtual_time.run(work())
+@virtual_time.virtual
+async def test_one_creates_the_lease_and_renews_it_and_the_other_waits() -> None:
+    leases = Leases()
+    one, two = Candidate("one", leases), Candidate("two", leases)
+    await asyncio.sleep(60)
+    assert [name for _, name in one.log] == ["started"]
+    assert not two.log
+    assert one.election.leading
+    assert not two.election.leading
+    assert two.election.holder == "one"
+    assert {written.holder for _, written in leases.writes} == {"one"}
+    assert {written.transitions for _, written in leases.writes} == {0}
+    # One write and one read a second, no more.
+    assert 55 <= len(leases.writes) <= 61
+    assert leases.reads <= 64
 
 
-def test_one_that_does_not_lead_leaves_the_lease_alone_when_it_ends() -> None:
-    async def work() -> None:
-        leases = Leases()
-        Candidate("one", leases)
-        await asyncio.sleep(0.5)
-        two = Candidate("two", leases)
-        await asyncio.sleep(5)
-        await two.end()
-        assert leases.writes[-1][1].holder == "one"
-        assert not two.log
+@virtual_time.virtual
+async def test_a_dead_leader_is_replaced_when_its_lease_has_run_out() -> None:
+    leases, one, two = await one_after_the_other()
+    await asyncio.sleep(10.3)
+    one.kill()
+    killed = virtual_time.now()
+    await asyncio.sleep(10)
+    ((started, _),) = two.log
+    assert 3.0 <= started - killed <= 5.1
+    assert leases.lease is not None
+    assert (leases.lease.holder, leases.lease.transitions) == ("two", 1)
 
-    virtual_time.run(work())
+
+@virtual_time.virtual
+async def test_an_orderly_end_hands_over_within_a_retry() -> None:
+    leases, one, two = await one_after_the_other()
+    await asyncio.sleep(10.3)
+    await one.end()
+    ended = virtual_time.now()
+    assert leases.writes[-1][1].holder == ""
+    assert [name for _, name in one.log] == ["started", "stopped"]
+    assert one.log[1][0] <= leases.writes[-1][0]
+    await asyncio.sleep(5)
+    assert two.log[0][0] - ended <= 1.1
+
+
+@virtual_time.virtual
+async def test_an_end_in_the_middle_of_a_renewal_still_releases() -> None:
+    leases = Leases()
+    one = Candidate("one", leases)
+    one.path.delay = 0.4
+    await asyncio.sleep(10)
+    # A renewal's write is made, and its answer under way.
+    await asyncio.sleep(leases.writes[-1][0] + 1.4 + 0.2 - virtual_time.now())
+    assert virtual_time.now() - leases.writes[-1][0] < 0.4
+    await one.end()
+    assert leases.writes[-1][1].holder == ""
+
+
+@virtual_time.virtual
+async def test_one_that_does_not_lead_leaves_the_lease_alone_when_it_ends() -> None:
+    leases, _, two = await one_after_the_other()
+    await asyncio.sleep(5)
+    await two.end()
+    assert leases.writes[-1][1].holder == "one"
+    assert not two.log
 
 
 @pytest.mark.parametrize("fault", ["cut", "hangs"])
-def test_a_leader_that_cannot_renew_stops_before_anybody_takes_over(fault: str) -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(0.5)
-        two = Candidate("two", leases)
-        await asyncio.sleep(10.3)
+@virtual_time.virtual
+async def test_a_leader_that_cannot_renew_stops_before_anybody_takes_over(fault: str) -> None:
+    leases, one, two = await one_after_the_other()
+    await asyncio.sleep(10.3)
+    setattr(one.path, fault, True)
+    renewed = leases.writes[-1][0]
+    await asyncio.sleep(20)
+    stopped, what = one.log[1]
+    assert what == "stopped"
+    assert stopped == pytest.approx(renewed + 3, abs=0.05)
+    assert two.log[0][0] >= stopped + 0.9
+    setattr(one.path, fault, False)
+    await asyncio.sleep(20)
+    assert len(one.log) == 2
+    assert two.election.leading
+
+
+@virtual_time.virtual
+async def test_a_short_failure_costs_no_leadership() -> None:
+    _, one = await elected()
+    for fault in ("cut", "answers_lost"):
         setattr(one.path, fault, True)
-        renewed = leases.writes[-1][0]
-        await asyncio.sleep(20)
-        stopped, what = one.log[1]
-        assert what == "stopped"
-        assert stopped == pytest.approx(renewed + 3, abs=0.05)
-        assert two.log[0][0] >= stopped + 0.9
+        await asyncio.sleep(1.6)
         setattr(one.path, fault, False)
-        await asyncio.sleep(20)
-        assert len(one.log) == 2
-        assert two.election.leading
-
-    virtual_time.run(work())
-
-
-def test_a_short_failure_costs_no_leadership() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(10.3)
-        for fault in ("cut", "answers_lost"):
-            setattr(one.path, fault, True)
-            await asyncio.sleep(1.6)
-            setattr(one.path, fault, False)
-            await asyncio.sleep(10)
-        assert [name for _, name in one.log] == ["started"]
-
-    virtual_time.run(work())
-
-
-def test_a_leader_whose_answers_are_lost_does_not_trust_itself() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(10.3)
-        one.path.answers_lost = True
         await asyncio.sleep(10)
-        assert not one.election.leading
-        one.path.answers_lost = False
-        await asyncio.sleep(2)
-        assert [name for _, name in one.log] == ["started", "stopped", "started"]
-
-    virtual_time.run(work())
+    assert [name for _, name in one.log] == ["started"]
 
 
-def test_a_lease_taken_or_deleted_under_a_leader() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(10.3)
-        assert leases.lease is not None
-        leases.lease = leases.lease._replace(holder="thief", resource_version="x")
-        await asyncio.sleep(1.1)
-        assert [name for _, name in one.log] == ["started", "stopped"]
-        leases.lease = None
-        await asyncio.sleep(1.1)
-        assert one.election.leading
-
-    virtual_time.run(work())
+@virtual_time.virtual
+async def test_a_leader_whose_answers_are_lost_does_not_trust_itself() -> None:
+    _, one = await elected()
+    one.path.answers_lost = True
+    await asyncio.sleep(10)
+    assert not one.election.leading
+    one.path.answers_lost = False
+    await asyncio.sleep(2)
+    assert [name for _, name in one.log] == ["started", "stopped", "started"]
 
 
-def test_a_paused_leader_does_not_lead_when_it_goes_on() -> None:
-    async def work() -> None:
-        leases = Leases()
-        one = Candidate("one", leases)
-        await asyncio.sleep(10.3)
-        assert one.election.leading
-        # What a SIGSTOP is to the process: time goes by, and no task has run yet.
-        loop = asyncio.get_running_loop()
-        loop._virtual.now += 3  # type: ignore[attr-defined]
-        assert not one.election.leading
+@virtual_time.virtual
+async def test_a_lease_taken_or_deleted_under_a_leader() -> None:
+    leases, one = await elected()
+    assert leases.lease is not None
+    leases.lease = leases.lease._replace(holder="thief", resource_version="x")
+    await asyncio.sleep(1.1)
+    assert [name for _, name in one.log] == ["started", "stopped"]
+    leases.lease = None
+    await asyncio.sleep(1.1)
+    assert one.election.leading
 
-    virtual_time.run(work())
+
+@virtual_time.virtual
+async def test_a_paused_leader_does_not_lead_when_it_goes_on() -> None:
+    _, one = await elected()
+    assert one.election.leading
+    # What a SIGSTOP is to the process: time goes by, and no task has run yet.
+    loop = asyncio.get_running_loop()
+    loop._virtual.now += 3  # type: ignore[attr-defined]
+    assert not one.election.leading
 
 
 @given(

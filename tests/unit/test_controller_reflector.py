@@ -115,37 +115,33 @@ def test_a_list_then_a_watch_from_its_version() -> None:
     assert script.calls == [(0, "list", ""), (0, "watch", "3"), (20, "watch", "6")]
 
 
-def test_synced_is_set_when_all_have_been_told_of_and_the_copy_can_be_read() -> None:
-    async def work() -> None:
-        changes: list[Change] = []
-        followed = make(Script(AWAY, ([A1], 3)), changes.append)
-        assert followed.silent_seconds == float("inf")
-        task = asyncio.create_task(followed.run())
-        await asyncio.sleep(0.01)
-        assert not followed.synced.is_set()
-        await followed.synced.wait()
-        assert followed.pods == {("default", "a"): A1}
-        assert len(changes) == 1
-        await asyncio.sleep(7)
-        assert followed.silent_seconds == pytest.approx(7)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    virtual_time.run(work())
+@virtual_time.virtual
+async def test_synced_is_set_when_all_have_been_told_of_and_the_copy_can_be_read() -> None:
+    changes: list[Change] = []
+    followed = make(Script(AWAY, ([A1], 3)), changes.append)
+    assert followed.silent_seconds == float("inf")
+    task = asyncio.create_task(followed.run())
+    await asyncio.sleep(0.01)
+    assert not followed.synced.is_set()
+    await followed.synced.wait()
+    assert followed.pods == {("default", "a"): A1}
+    assert len(changes) == 1
+    await asyncio.sleep(7)
+    assert followed.silent_seconds == pytest.approx(7)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
-def test_the_orderly_end_of_a_quiet_watch_is_a_sign_of_life() -> None:
-    async def work() -> None:
-        followed = make(Script(([A1], 3), [30], [1e9]), lambda _change: None)
-        task = asyncio.create_task(followed.run())
-        await asyncio.sleep(31)
-        assert followed.silent_seconds == pytest.approx(1)
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-
-    virtual_time.run(work())
+@virtual_time.virtual
+async def test_the_orderly_end_of_a_quiet_watch_is_a_sign_of_life() -> None:
+    followed = make(Script(([A1], 3), [30], [1e9]), lambda _change: None)
+    task = asyncio.create_task(followed.run())
+    await asyncio.sleep(31)
+    assert followed.silent_seconds == pytest.approx(1)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 def test_what_happened_in_a_gap_is_found_by_the_relist() -> None:

@@ -23,6 +23,9 @@ from devcluster.process import Process, free_port
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = ROOT / "deploy" / "kustomize" / "base" / "mutatingwebhookconfiguration.yaml"
 
+SHIPPED_ACCOUNT = "at-least-semaphore-pod-hook"
+"""The service account in the manifests."""
+
 _START_SECONDS = 20.0
 _PROBE_SECONDS = 1.0
 
