@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from cluster_watch import Watcher
 from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevClusterError
 from devcluster.podrunner import PodRunner
+from devcluster.polling import until
 from devcluster.stores import RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
 
@@ -31,20 +31,9 @@ WATCHED = "pods watched"
 REAL = (*PYTHON, "-m", "at_least_semaphore_pod_hook")
 # Starts in a millisecond where the real one takes a tenth of a second of a core; neither renews nor releases.
 STUB = ("/bin/sh", "-c", "exec sleep 3600")
-PATIENCE_SECONDS = 20.0
-_POLL_SECONDS = 0.02
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 Sidecars = Literal["real", "stub", "none"]
-
-
-def eventually(probe: Callable[[], object], what: str, timeout: float = PATIENCE_SECONDS) -> None:
-    """Poll until `probe` is truthy; DevClusterError after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not probe():
-        if time.monotonic() > deadline:
-            raise DevClusterError(f"not within {timeout:g} s: {what}")
-        time.sleep(_POLL_SECONDS)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -179,7 +168,7 @@ class Stage:
         directory = self.scratch / f"webhook-{next(self._numbers)}"
         with WebhookProcess(directory, flags=given, python=PYTHON) as webhook:
             if registered:
-                eventually(lambda: WATCHED in webhook.log(), "the controller works")
+                until(lambda: WATCHED in webhook.log(), "the controller works")
                 self.register(webhook)
             yield webhook
 
@@ -194,7 +183,7 @@ class Stage:
                     client.send("POST", f"{client.pods}?dryRun=All", pod("probe", opted_in("probe", 0)))
                 return metric(webhook, "admissions_total") > before
 
-            eventually(asked, "the API server asks the webhook")
+            until(asked, "the API server asks the webhook")
 
     @contextlib.contextmanager
     def scene(
@@ -252,4 +241,4 @@ def _clear(client: Client) -> None:
         client.remove_all()
         return not client.send("GET", f"{client.pods}?limit=1")["items"]
 
-    eventually(is_empty, "no pod is left")
+    until(is_empty, "no pod is left")

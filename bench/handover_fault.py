@@ -9,8 +9,9 @@ import time
 from cluster_client import pod, waiting
 from cluster_history import served
 from cluster_proxy import Swallowing
-from cluster_scene import REAL, Scene, Stage, eventually, metric
+from cluster_scene import REAL, Scene, Stage, metric
 from devcluster.podrunner import SIDECAR
+from devcluster.polling import until
 from devcluster.process import Process
 from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
@@ -76,7 +77,7 @@ def _sidecar(scene: Scene, key: str, parts: contextlib.ExitStack) -> Process:
     argv = [*REAL, "sidecar", f"--queue-redis-address={scene.store.address}", f"{scene.namespace}/{key}", event.uid]
     process = Process(f"sidecar of {name}", argv, scene.stage.scratch / "silence" / f"{name}.log")
     parts.enter_context(process)
-    eventually(lambda: event.uid in scene.confirmed(key), f"the sidecar of {name} renews")
+    until(lambda: event.uid in scene.confirmed(key), f"the sidecar of {name} renews")
     return process
 
 
@@ -94,7 +95,7 @@ def failover(stage: Stage, kills: int) -> list[Row]:
             for _ in range(BETWEEN_KILLS):
                 line.hand_over(by_sigterm(scene))
             took.append(_kill(scene, line, active, KILL_DELAYS[number % len(KILL_DELAYS)]))
-            eventually(lambda lead=standby: metric(lead, "leading") == 1, "the other one leads")  # type: ignore[misc]
+            until(lambda lead=standby: metric(lead, "leading") == 1, "the other one leads")  # type: ignore[misc]
             print(f"kill {number + 1}/{kills}: the next gate was gone after {took[-1]:.2f} s", flush=True)
             active.start()
             active, standby = standby, active

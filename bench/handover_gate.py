@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cluster_client import pod, waiting
 from cluster_history import Created, Seen, inversions, regated, served
-from cluster_scene import Scene, Stage, eventually
+from cluster_scene import Scene, Stage
+from devcluster.polling import until
 from handover_report import Row, latencies, none_of
 
 LENGTH = 3
@@ -55,7 +56,7 @@ class Line:
         self.holders, self.waiting = self.waiting[:LENGTH], self.waiting[LENGTH:]
         first = set(self.holders)
         self._scene.watcher.wait(lambda events: first <= set(served(events)), HANDED_SECONDS, "the first pods are free")
-        eventually(lambda: len(self._scene.confirmed(self._key)) == LENGTH, "the first sidecars renew")
+        until(lambda: len(self._scene.confirmed(self._key)) == LENGTH, "the first sidecars renew")
         time.sleep(SETTLE_SECONDS)
 
     def hand_over(self, release: Release) -> Handed:
@@ -73,7 +74,7 @@ class Line:
         self.holders.append(seen.name)
         self._scene.client.remove(holder)
         self._join()
-        eventually(lambda: seen.uid in self._scene.confirmed(self._key), f"the sidecar of {seen.name} renews")
+        until(lambda: seen.uid in self._scene.confirmed(self._key), f"the sidecar of {seen.name} renews")
         time.sleep(SETTLE_SECONDS)
         return Handed(released, seen)
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from cluster_client import JSON_PATCH, MERGE_PATCH, create_all, pod, waiting
 from cluster_history import FINISHED, Object, Seen, active_seconds, seen, served
-from cluster_scene import Scene, Stage, eventually
+from cluster_scene import Scene, Stage
 from devcluster.kubeapi import EventType, KubeApi
+from devcluster.polling import until
 from handover_report import Row, at_least, at_most
 
 CONNECTIONS = 16
@@ -85,7 +86,7 @@ def _round(scene: Scene, kind: str, prefix: str, count: int) -> tuple[float, lis
     time.sleep(EVENTS_SECONDS)
     counted = scene.stage.writes(scene.namespace)
     scene.client.remove_all()
-    eventually(lambda: not scene.held("rate"), "all permits are back", SERVED_SECONDS)
+    until(lambda: not scene.held("rate"), "all permits are back", SERVED_SECONDS)
     return count / (last - first), [counted[name] for name in names]
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from cluster_client import Client, opted_in, pod
 from cluster_history import Object, Seen
-from cluster_scene import Scene, Stage, eventually
+from cluster_scene import Scene, Stage
+from devcluster.polling import until
 from handover_report import Row, latencies
 
 # Denied again and again, the controllers wait longer and longer: after so long for seconds, so that a pod that comes
@@ -53,7 +54,7 @@ def measure(stage: Stage, owners: int) -> list[Row]:
         for kind, name in denied:
             scene.client.create(pod(f"holder-{name}", opted_in(name, 1)))
             _create_owner(scene.client, scene.namespace, kind, name)
-        eventually(lambda: all(_is_denied(scene, name) for _, name in denied), "every owner was denied")
+        until(lambda: all(_is_denied(scene, name) for _, name in denied), "every owner was denied")
         time.sleep(BACKOFF_SECONDS)
         released: dict[str, float] = {}
         # In turns, so that what the machine does meanwhile meets all kinds alike.

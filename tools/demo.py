@@ -11,10 +11,11 @@ from pathlib import Path
 import yaml
 
 from at_least_semaphore_pod_hook.admission.annotations import annotation_prefix
-from demo_view import BACK, Object, Pod, View, until
+from demo_view import BACK, Object, Pod, View
 from devcluster.console import Console, StepError
 from devcluster.errors import DevClusterError
 from devcluster.local import EXAMPLES, LocalCluster
+from devcluster.polling import until
 from devcluster.session import StoppedError, ignore_signals, scratch, until_signalled
 
 STEPS = 8
@@ -22,6 +23,7 @@ _NAME = "app.kubernetes.io/name"
 _JOB_LABEL = "batch.kubernetes.io/job-name"
 _JOB_PODS, _JOB_PERMITS = 6, 2
 _WORK_SECONDS = 0.5
+WAIT_SECONDS = 30.0
 
 
 class Demo:
@@ -100,7 +102,7 @@ class Demo:
         self._console.quote("\n".join(self._annotations))
         self._cluster.create_examples_namespace()
         self._view = View(self._cluster, self._console, self._cluster.apply_examples({"Deployment"}))
-        until(self._settled, f"{self._length} pods run, each with a permit, and one is refused")
+        until(self._settled, f"{self._length} pods run, each with a permit, and one is refused", WAIT_SECONDS)
         (waiting,) = (name for name in self._names if len(self._pods_of(name)) == 1)
         self._say(
             "For three of the pods the webhook took a permit and put a sidecar into the pod, which renews the permit "
@@ -120,7 +122,9 @@ class Demo:
             "that one would compete with the pod that waits.)"
         )
         self._view.kubectl("scale", "deployment", deployment, "--replicas=1")
-        name = until(lambda: self._given_back(list(before)), f"the sidecar of a {deployment} pod says '{BACK}'")
+        name = until(
+            lambda: self._given_back(list(before)), f"the sidecar of a {deployment} pod says '{BACK}'", WAIT_SECONDS
+        )
         # Whoever is quick may hold one again by now, but not under this permit's name.
         if before[name].permit in self._view.holders(self._key):
             raise DevClusterError(f"permit {before[name].permit} of the deleted pod {name} is still held")
@@ -136,7 +140,11 @@ class Demo:
             "hour. The controller in the webhook does not leave it at that: it touches an annotation of "
             f"{replica_set}, which makes it ask again at once."
         )
-        until(lambda: len(self._running(deployment)) == 2, f"the second pod of {deployment} runs with a permit")
+        until(
+            lambda: len(self._running(deployment)) == 2,
+            f"the second pod of {deployment} runs with a permit",
+            WAIT_SECONDS,
+        )
         # Its name in the admission is that of its ReplicaSet, as it had none of its own yet.
         admitted = self._admitted_after(replica_set, freed)
         self._show()
@@ -153,14 +161,20 @@ class Demo:
             'more annotation, when-full: "gate". None is refused: all are created, behind a scheduling gate.'
         )
         self._cluster.apply_examples({"Job"}, run_seconds=_WORK_SECONDS)
-        pods = until(self._all_lined_up, f"{_JOB_PODS} pods of the Job, {_JOB_PERMITS} of them without a gate")
+        pods = until(
+            self._all_lined_up, f"{_JOB_PODS} pods of the Job, {_JOB_PERMITS} of them without a gate", WAIT_SECONDS
+        )
         rows = [(pod.name, "no" if pod.gated else "yes", "waiting" if pod.gated else pod.state) for pod in pods]
         self._console.line()
         styles = ["yellow" if pod.gated else "green" for pod in pods]
         self._console.table(("POD, BY ARRIVAL", "PERMIT", "STATE"), rows, styles)
         self._console.line()
         names = [pod.name for pod in pods]
-        until(lambda: all(map(self._view.given_back, names)), "all pods of the Job have given their permits back")
+        until(
+            lambda: all(map(self._view.given_back, names)),
+            "all pods of the Job have given their permits back",
+            WAIT_SECONDS,
+        )
         freed = sorted(self._view.given_back(name) or 0.0 for name in names)
         let_in = [self._view.logged("pod let in", name)[0] for name in names]
         self._say("Whenever a pod's work was over, the first in line was let in:")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from at_least_semaphore_pod_hook.admission.annotations import ARRIVED, GATE, annotation_prefix
 from at_least_semaphore_pod_hook.admission.inject import UID_PERMIT
@@ -21,11 +19,8 @@ from devcluster.local import LocalCluster
 from devcluster.podrunner import SIDECAR
 
 Object = dict[str, Any]
-Found = TypeVar("Found")
 
 BACK = "gave the permit back"
-WAIT_SECONDS = 30.0
-_POLL_SECONDS = 0.02
 _PREFIX = annotation_prefix()
 
 
@@ -101,16 +96,6 @@ class View:
     def kubectl(self, *arguments: str) -> None:
         """Run kubectl in the namespace."""
         self._cluster.control_plane.kubectl(f"--namespace={self.namespace}", *arguments)
-
-
-def until(probe: Callable[[], Found | None], what: str) -> Found:
-    """Ask until there is an answer that is true; DevClusterError after half a minute."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (found := probe()):
-        if time.monotonic() > deadline:
-            raise DevClusterError(f"not within {WAIT_SECONDS:g} s: {what}")
-        time.sleep(_POLL_SECONDS)
-    return found
 
 
 def _pod(item: Object, label: str) -> Pod:
