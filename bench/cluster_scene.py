@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 from admissions import PYTHON
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey, SemaphoreState
-from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 from cluster_client import Client, opted_in, pod
 from cluster_watch import Watcher

@@ -91,7 +91,9 @@ class Server:
 
     def acquire(self, permit: str = "p1", lease_ms: int = 60_000, length: int = 2) -> None:
         self.client.hset(QUEUE, "length", str(length))
-        reply = self.client.eval(ACQUIRE, 5, *KEYS, permit, "", "identity", "pod-", 0, lease_ms, 30000, 0, 0, "")
+        reply = self.client.eval(
+            ACQUIRE, 5, *KEYS, permit, "", "identity", "pod-", 0, lease_ms, 30000, 0, 0, "", "", ""
+        )
         assert reply[0] == "granted"
 
     def end(self, permit: str = "p1") -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.admission.annotations import ARRIVED, GATE, annotation_prefix
 from at_least_semaphore_pod_hook.admission.inject import UID_PERMIT
 from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreKey, SemaphoreState
-from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 from devcluster.console import Console
 from devcluster.errors import DevClusterError

@@ -7,19 +7,20 @@ import os
 import re
 import sys
 
-from at_least_semaphore_pod_hook import __version__, settings
+from at_least_semaphore_pod_hook import __version__, addresses, settings
+from at_least_semaphore_pod_hook.addresses import MAX_PORT, Address, StoreUrl, parse_address, parse_store_url
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 
 TYPE_CHECKING = False  # typing costs each sidecar 0.7 MB
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, TypeVar
+
+    T = TypeVar("T")
 
 PROGRAM = "at-least-semaphore-pod-hook"
 ANYWHERE = "0.0.0.0"  # noqa: S104 - a pod's own address is known to nobody beforehand
 ENVIRONMENT_PREFIX = "AT_LEAST_SEMAPHORE_"
-REDIS_SCHEMES = {"redis": False, "rediss": True}
-ETCD_SCHEMES = {"http": False, "https": True}
 LOG_LEVELS = ("debug", "info", "warning", "error")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 RELEASE_ON = ("sigterm", "exit")
@@ -57,23 +58,36 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, tuple(given))
 
 
-def _redis_address(text: str) -> settings.Address:
-    return _accepted(lambda: settings.parse_address(text, REDIS_SCHEMES, 6379))
+def _redis_address(text: str) -> Address:
+    return _accepted(lambda: parse_address(text, addresses.REDIS_SCHEMES, addresses.REDIS_PORT))
 
 
-def _redis_addresses(text: str) -> tuple[settings.Address, ...]:
+def _redis_addresses(text: str) -> tuple[Address, ...]:
     return tuple(_redis_address(part) for part in text.split(","))
 
 
-def _etcd_addresses(text: str) -> tuple[settings.Address, ...]:
-    return tuple(_accepted(lambda: settings.parse_address(part, ETCD_SCHEMES, 2379)) for part in text.split(","))  # noqa: B023
+def _etcd_address(text: str) -> Address:
+    return _accepted(lambda: parse_address(text, addresses.ETCD_SCHEMES, addresses.ETCD_PORT))
 
 
-def _bind_address(text: str) -> settings.Address:
-    return _accepted(lambda: settings.parse_address(f"{ANYWHERE}{text}" if text.startswith(":") else text, {}, 0))
+def _etcd_addresses(text: str) -> tuple[Address, ...]:
+    return tuple(_etcd_address(part) for part in text.split(","))
 
 
-def _accepted(parse: Callable[[], settings.Address]) -> settings.Address:
+def _queue_redis_address(text: str) -> tuple[StoreUrl, str]:
+    address = _redis_address(text)
+    return StoreUrl("redis", (address,), address), text
+
+
+def _queue_url(text: str) -> tuple[StoreUrl, str] | None:
+    return (_accepted(lambda: parse_store_url(text)), text) if text else None
+
+
+def _bind_address(text: str) -> Address:
+    return _accepted(lambda: parse_address(f"{ANYWHERE}{text}" if text.startswith(":") else text, {}, 0))
+
+
+def _accepted(parse: Callable[[], T]) -> T:
     try:
         return parse()
     except InvalidInputError as error:
@@ -81,8 +95,8 @@ def _accepted(parse: Callable[[], settings.Address]) -> settings.Address:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) > settings.MAX_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 0 to {settings.MAX_PORT}")
+    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 0 to {MAX_PORT}")
     return int(text)
 
 
@@ -188,9 +202,18 @@ def _common_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         "--queue-redis-address",
         default="127.0.0.1:6379",
-        type=lambda text: (_redis_address(text), text),
+        type=_queue_redis_address,
         metavar="ADDRESS",
         text="the Redis that semaphores live in, host:port or redis[s]://user:password@host:port/db",
+    )
+    _flag(
+        parser,
+        "--queue-url",
+        default="",
+        type=_queue_url,
+        metavar="URL",
+        text="the store that semaphores live in, in place of that Redis: redis[s]://, redis[s]+sentinel://, "
+        "redis[s]+cluster://, unix://, etcd[s]:// or memory://",
     )
     _flag(parser, "--log-level", default="info", choices=LOG_LEVELS, text="the least severe lines that are logged")
     _flag(parser, "--log-format", default="json", choices=("json", "text"), text="how lines are logged")
@@ -311,12 +334,13 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
     """
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     given = vars(_parser(command).parse_args(arguments))
-    address, address_flag = given["queue_redis_address"]
+    flag = "--queue-url" if given["queue_url"] else "--queue-redis-address"
+    queue, queue_text = given["queue_url"] or given["queue_redis_address"]
     common = settings.Common(
         lock_mode=given["lock_mode"],
         redis_addresses=given["redis_addresses"],
         etcd_addresses=given["etcd_addresses"],
-        queue_redis_address=address,
+        queue=queue,
         log_level=given["log_level"],
         log_format=given["log_format"],
     )
@@ -337,7 +361,7 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
         _parser(None).error(f"environment variable VARIANT: {variant!r} is not accepted: use 1 to 20 of a-z 0-9 -")
     return settings.Webhook(
         common=common,
-        queue_redis_address_flag=address_flag,
+        queue_flag=f"{flag}={queue_text}",
         variant=variant,
         **{name: given[name] for name in settings.Webhook._fields if name in given},
     )

@@ -18,30 +18,61 @@ from at_least_semaphore_pod_hook.errors import UnavailableError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
 
 
-class _Fresh(AbstractConnection):
-    """Opens a connection anew that the server has ended while it was idle.
+class OwnConnection(AbstractConnection):
+    """Is opened anew where the server has ended it while it was idle, and may know the server's epoch.
 
     redis-py finds out by writing to it, which uvloop answers with a RuntimeError after a reset.
     """
 
+    epoch = ""
+
+    async def open(self) -> None:
+        """Connect, unless that is so already."""
+        await self._drop_if_ended()
+        await self.connect()  # type: ignore[no-untyped-call]
+
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
-        if self._reader and self._writer and (self._reader.at_eof() or self._writer.transport.is_closing()):
-            await self.disconnect(nowait=True)
+        """Send, on a connection that lives."""
+        await self._drop_if_ended()
         await super().send_packed_command(command, check_health)
 
+    async def _drop_if_ended(self) -> None:
+        if self._reader and self._writer and (self._reader.at_eof() or self._writer.transport.is_closing()):
+            await self.disconnect(nowait=True)
 
-class _Plain(_Fresh, Connection):
+
+class _Plain(OwnConnection, Connection):
     pass
 
 
-class _Encrypted(_Fresh, SSLConnection):
+class _Encrypted(OwnConnection, SSLConnection):
     pass
 
 
-def connect(address: Address, *, timeout: float, max_connections: int, bounded_by_caller: bool = False) -> Redis:
+async def learn_epoch(connection: OwnConnection) -> None:
+    """Do what redis-py does on a new connection, and learn the server's epoch.
+
+    It is made of the process's run id, which is another one after each start, and the replication id, which is another
+    one after a replica has been made a primary (Redis documentation, "INFO" and "Redis replication"). Whatever takes
+    data away changes one of the two and ends the connections.
+    """
+    await connection.on_connect()
+    for section in ("server", "replication"):
+        await connection.send_command("INFO", section, check_health=False)
+    found: dict[bytes, bytes] = {}
+    for _ in range(2):
+        for line in bytes(await connection.read_response()).splitlines():
+            name, _, value = line.partition(b":")
+            found[name] = value
+    connection.epoch = f"{found.get(b'run_id', b'').decode()}-{found.get(b'master_replid', b'').decode()}"
+
+
+def connect(
+    address: Address, *, timeout: float, max_connections: int, bounded_by_caller: bool = False, epochs: bool = False
+) -> Redis:
     """Make a client of one server; it connects when it is first used and is closed with `aclose`.
 
     Args:
@@ -50,6 +81,7 @@ def connect(address: Address, *, timeout: float, max_connections: int, bounded_b
         timeout: Seconds that connecting may take, and that each answer may take.
         max_connections: How many commands can be under way at once; a further one fails, it does not wait.
         bounded_by_caller: No timeout for each answer: the caller has one for many of them.
+        epochs: Its connections learn the server's epoch.
     """
     redis = Redis(
         host=address.host,
@@ -63,6 +95,7 @@ def connect(address: Address, *, timeout: float, max_connections: int, bounded_b
         max_connections=max_connections,
         # A command whose answer was lost may have been applied: who sends it knows whether it may be sent again.
         retry=Retry(NoBackoff(), 0),
+        redis_connect_func=learn_epoch if epochs else None,
         # Neither is needed, and each costs a new connection a round trip and the user a right.
         driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),

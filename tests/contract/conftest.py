@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from at_least_semaphore_pod_hook.settings import Address
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.stores.memory import MemoryStore
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 from devcluster.stores import EtcdServer, RedisServer
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
+    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 
 class Subject(ABC):
@@ -38,6 +39,14 @@ class Subject(ABC):
     def dump(self) -> object:
         """Everything that is stored, to be compared."""
 
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Do what happens to a store that may lose data by it."""
+
+    @abstractmethod
+    def lose(self, key: SemaphoreKey, permit: str) -> None:
+        """Lose a holder."""
+
 
 class MemorySubject(Subject):
     def __init__(self) -> None:
@@ -50,6 +59,12 @@ class MemorySubject(Subject):
 
     def dump(self) -> object:
         return repr(self.memory._semaphores)
+
+    def begin_epoch(self) -> None:
+        self.memory.epoch += 1
+
+    def lose(self, key: SemaphoreKey, permit: str) -> None:
+        del self.memory._semaphores[key].permits[permit]
 
 
 class RedisSubject(Subject):
@@ -74,6 +89,16 @@ class RedisSubject(Subject):
 
     def dump(self) -> object:
         return {name: self.client.dump(name) for name in sorted(self.client.scan_iter())}
+
+    def begin_epoch(self) -> None:
+        # As a replica that is made a primary.
+        self.client.replicaof("127.0.0.1", "1")
+        self.client.replicaof("NO", "ONE")
+        self.client.client_kill_filter(_type="normal", skipme=True)
+
+    def lose(self, key: SemaphoreKey, permit: str) -> None:
+        self.client.zrem(f"inflight/{{{key}}}", permit)
+        self.client.hdel(f"inflight/{{{key}}}/holders", permit)
 
 
 @pytest.fixture(scope="session")

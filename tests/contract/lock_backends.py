@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from at_least_semaphore_pod_hook.settings import Address
+from at_least_semaphore_pod_hook.addresses import Address
 from tests.contract.lock_worker import open_lock
 
 if TYPE_CHECKING:

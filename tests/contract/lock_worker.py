@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from at_least_semaphore_pod_hook.settings import Address
+from at_least_semaphore_pod_hook.addresses import Address
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
-from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 from tests.sidecar_harness import Server, until
 

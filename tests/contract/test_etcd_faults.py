@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import LockUnavailableError
 from at_least_semaphore_pod_hook.etcd import Client, Delete, EtcdRefusedError, Put, Range, prefix_end
 from at_least_semaphore_pod_hook.locks.etcd import EtcdLock
-from at_least_semaphore_pod_hook.settings import Address
 from tests.contract.lock_backends import address
 
 if TYPE_CHECKING:

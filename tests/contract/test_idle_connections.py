@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.locks.redlock import Redlock
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
-from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     ENDED_SECONDS,
     FRESH_SECONDS,
     AcquireRequest,
+    Adoptee,
     Fence,
     Outcome,
     SemaphoreKey,
@@ -437,3 +438,93 @@ async def test_the_end_of_a_pod_is_remembered_for_an_hour(subject: Subject) -> N
     with_both = len(repr(subject.dump()))
     await subject.store.release(KEY, "b", ended=True)
     assert len(repr(subject.dump())) < with_both
+
+
+async def test_in_a_new_epoch_nothing_is_granted_before_a_guarded_step(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a"))
+    await subject.store.renew(KEY, "a", "pod-a")
+    assert (await subject.store.state(KEY)).complete
+    subject.begin_epoch()
+    before = subject.dump()
+    refused = await subject.store.acquire(wish("b", owner="Job/b"))
+    assert (refused.outcome, refused.length, refused.held) == (Outcome.INCOMPLETE, 3, 1)
+    assert (await subject.store.acquire(wish("b", length=0))).outcome is Outcome.INCOMPLETE
+    assert (await subject.store.acquire(wish("b", dry_run=True))).outcome is Outcome.GRANTED
+    assert subject.dump() == before
+    assert not (await subject.store.state(KEY)).complete
+    # Whoever holds a permit goes on.
+    assert await subject.store.renew(KEY, "a", "pod-a") == 60_000
+    assert (await subject.store.acquire(wish("a"))).outcome is Outcome.RESUMED
+    step = await subject.store.begin(KEY, REDLOCK)
+    assert (step.length, step.held, step.complete) == (3, 1, False)
+    await subject.store.set_length(KEY, 3, step.fence)
+    assert (await subject.store.begin(KEY, REDLOCK)).complete
+    assert (await subject.store.acquire(wish("b"))).outcome is Outcome.GRANTED
+
+
+async def test_a_semaphore_that_does_not_exist_is_not_complete(subject: Subject) -> None:
+    assert not (await subject.store.begin(KEY, REDLOCK)).complete
+    assert not (await subject.store.state(KEY)).complete
+
+
+async def test_lost_holders_are_put_back_with_their_tokens(subject: Subject) -> None:
+    await create(subject)
+    first = await subject.store.acquire(wish("a"))
+    second = await subject.store.acquire(wish("b"))
+    await subject.store.renew(KEY, "a", "pod-a")
+    subject.lose(KEY, "b")
+    subject.begin_epoch()
+    ahead = second.token + 1_000_000_000_000
+    step = await subject.store.begin(KEY, REDLOCK)
+    lost = [
+        Adoptee("a", "other", "uid-a", 1, 5),
+        Adoptee("b", "pod-b", "uid-b", second.token, 30),
+        Adoptee("c", "pod-c", "uid-c", ahead, 30),
+        Adoptee("d", "pod-d", "uid-d", 0, 30),
+    ]
+    assert await subject.store.adopt(KEY, lost, step.fence) == 3
+    assert await subject.store.adopt(KEY, lost, step.fence) == 0
+    await subject.store.set_length(KEY, 3, step.fence)
+    state = await subject.store.state(KEY)
+    holders = {holder.permit: holder for holder in state.holders}
+    assert (state.held, state.free) == (4, 0)
+    assert (holders["a"].token, holders["a"].pod, holders["a"].confirmed) == (first.token, "pod-a", True)
+    assert [holders[permit].token for permit in "bc"] == [second.token, ahead]
+    assert holders["d"].token > ahead
+    assert (holders["b"].pod, holders["b"].uid, holders["b"].confirmed) == ("pod-b", "uid-b", False)
+    assert holders["b"].expiration_ms == 30_000
+    assert (await subject.store.acquire(wish("e"))).outcome is Outcome.FULL
+    assert await subject.store.renew(KEY, "b", "pod-b") == 30_000
+    for permit in "ab":
+        await subject.store.release(KEY, permit)
+    granted = await subject.store.acquire(wish("e"))
+    assert (granted.outcome, granted.token > holders["d"].token) == (Outcome.GRANTED, True)
+
+
+async def test_an_expired_holder_is_put_back_as_well(subject: Subject) -> None:
+    await create(subject)
+    acquired = await subject.store.acquire(wish("a", expiration_seconds=5))
+    subject.advance(5)
+    step = await subject.store.begin(KEY, REDLOCK)
+    assert await subject.store.adopt(KEY, [Adoptee("a", "pod-a", "uid-a", acquired.token, 5)], step.fence) == 1
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.permit, holder.token) == ("a", acquired.token)
+
+
+async def test_a_step_that_was_overtaken_puts_nobody_back(subject: Subject) -> None:
+    await create(subject)
+    paused = await subject.store.begin(KEY, REDLOCK)
+    await subject.store.begin(KEY, REDLOCK)
+    before = subject.dump()
+    with pytest.raises(StaleFenceError):
+        await subject.store.adopt(KEY, [Adoptee("a", "pod-a", "uid-a", 1, 60)], paused.fence)
+    assert subject.dump() == before
+
+
+async def test_many_holders_are_put_back(subject: Subject) -> None:
+    await create(subject, length=1000)
+    step = await subject.store.begin(KEY, REDLOCK)
+    many = [Adoptee(f"p{n}", f"pod-{n}", f"uid-{n}", n + 1, 60) for n in range(1000)]
+    assert await subject.store.adopt(KEY, many, step.fence) == 1000
+    assert (await subject.store.state(KEY)).held == 1000

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from at_least_semaphore_pod_hook import __version__, cli, settings
-from at_least_semaphore_pod_hook.settings import Address
+from at_least_semaphore_pod_hook.addresses import Address, StoreUrl
 
 SIDECAR = ["sidecar", "default/resource-name", "0123456789abcdef"]
 
@@ -35,7 +35,12 @@ def test_the_defaults() -> None:
     parsed = webhook()
     local = Address("127.0.0.1", 6379)
     assert parsed.common == settings.Common(
-        "redlock", (local,), (Address("127.0.0.1", 2379),), local, log_level="info", log_format="json"
+        "redlock",
+        (local,),
+        (Address("127.0.0.1", 2379),),
+        StoreUrl("redis", (local,), local),
+        log_level="info",
+        log_format="json",
     )
     assert (parsed.host, parsed.port) == ("0.0.0.0", 9443)
     assert parsed.cert_dir == "/var/k8s-webhook-server/serving-certs"
@@ -90,9 +95,16 @@ def test_the_environment_sets_defaults_and_flags_win(monkeypatch: pytest.MonkeyP
 def test_the_queue_address_is_handed_on_as_given() -> None:
     url = "rediss://user:p%40ss@host:7000/2"
     parsed = webhook("--queue-redis-address", url)
-    assert parsed.common.queue_redis_address == Address("host", 7000, True, "user", "p@ss", 2)
-    assert parsed.queue_redis_address_flag == url
-    assert "p@ss" not in str(parsed.common.queue_redis_address)
+    assert parsed.common.queue.server == Address("host", 7000, True, "user", "p@ss", 2)
+    assert parsed.queue_flag == f"--queue-redis-address={url}"
+    assert "p@ss" not in str(parsed.common.queue)
+
+
+def test_the_url_of_the_store_comes_before_the_address() -> None:
+    url = "redis+sentinel://a,b:1/service"
+    parsed = webhook("--queue-redis-address=c:2", "--queue-url", url)
+    assert (parsed.common.queue.kind, parsed.common.queue.service) == ("sentinel", "service")
+    assert parsed.queue_flag == f"--queue-url={url}"
 
 
 def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,6 +128,7 @@ def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
         (["webhook", "--redis-addresses=http://a:1"], "redis://"),
         (["webhook", "--etcd-addresses=redis://a:1"], "https://"),
         (["webhook", "--queue-redis-address=redis://:secret@host:1/x"], "database number"),
+        (["webhook", "--queue-url=http://:secret@host"], "redis+sentinel://"),
         (["webhook", "--enable-sidecar-containers=yes"], "true or false"),
         (["webhook", "--sidecar-image=a b"], "name:tag"),
         (["webhook", "--sidecar-memory-limit=lots"], "32Mi"),

@@ -11,6 +11,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.etcd import (
     Client,
@@ -24,7 +25,6 @@ from at_least_semaphore_pod_hook.etcd import (
     prefix_end,
 )
 from at_least_semaphore_pod_hook.locks.etcd import EtcdLock, queue_prefix
-from at_least_semaphore_pod_hook.settings import Address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

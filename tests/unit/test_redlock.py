@@ -7,11 +7,11 @@ import itertools
 
 import pytest
 
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import InvalidInputError, LockUnavailableError
 from at_least_semaphore_pod_hook.locks.lifetime import Cleanups
 from at_least_semaphore_pod_hook.locks.redlock import Redlock, backoffs, quorum, validity
 from at_least_semaphore_pod_hook.locks.turns import Turns
-from at_least_semaphore_pod_hook.settings import Address
 
 
 def _addresses(count: int) -> list[Address]:

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from at_least_semaphore_pod_hook.addresses import Address, parse_address
 from at_least_semaphore_pod_hook.errors import InvalidInputError
-from at_least_semaphore_pod_hook.settings import Address, parse_address
 
 SCHEMES = {"redis": False, "rediss": True}
 

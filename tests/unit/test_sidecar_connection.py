@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 import at_least_semaphore_pod_hook
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
-from at_least_semaphore_pod_hook.settings import Address
 from at_least_semaphore_pod_hook.sidecar import lookup
 from at_least_semaphore_pod_hook.sidecar.connection import Connection, Script
 

@@ -7,12 +7,14 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from at_least_semaphore_pod_hook.settings import Address, Common, Sidecar
+from at_least_semaphore_pod_hook.addresses import Address, StoreUrl
+from at_least_semaphore_pod_hook.settings import Common, Sidecar
 from at_least_semaphore_pod_hook.sidecar.log import Log, quote, timestamp
 
 
 def _settings(log_format: str = "json", key: str = "key") -> Sidecar:
-    common = Common("redlock", (), (), Address("127.0.0.1", 1), "info", log_format)
+    address = Address("127.0.0.1", 1)
+    common = Common("redlock", (), (), StoreUrl("redis", (address,), address), "info", log_format)
     return Sidecar(common, "ns", key, "p1", "pod-1", 30.0)
 
 

@@ -62,7 +62,7 @@ class Dismiss(NamedTuple):
 
 
 class Resize(NamedTuple):
-    """Create the semaphore or give it another length, then look again."""
+    """Create the semaphore, give it another length, or have it rebuilt where it is incomplete; then look again."""
 
     length: int
 
@@ -158,6 +158,22 @@ def unpermitted(seen: Observed, held: Collection[str]) -> list[PodView]:
     return sorted(late, key=lambda pod: pod.place)
 
 
+def surviving(pods: Collection[PodView]) -> list[PodView]:
+    """Return the pods that were let in and have not come to their end: each holds a permit, or has lost it.
+
+    A sidecar that has ended gave the permit back, unless the kubelet is about to start it again.
+    """
+    return [
+        pod
+        for pod in pods
+        if pod.permit
+        and not pod.gated
+        and not pod.finished
+        and not pod.others_ended
+        and not (pod.deleting and pod.sidecar is not None and pod.sidecar.container.state == "terminated")
+    ]
+
+
 def _needs_permit(pod: PodView, seen: Observed) -> bool:
     sidecar = pod.sidecar.container.state if pod.sidecar else ""
     # A sidecar that has ended gave the permit back: the pod ends, or the kubelet starts it again.
@@ -206,13 +222,15 @@ def _of_unseen(holder: Holder, seen: Observed) -> Action | None:
 
 
 def _other_length(seen: Observed, late: list[PodView], waiters: list[PodView]) -> int:
-    """Return the length that the semaphore shall have instead of the one it has, or 0.
+    """Return the length that the semaphore shall be given before anything else is granted, or 0.
 
     The pod that came last decides. One that was let in has done so already; it is the waiters that have not.
     """
     if not seen.state.length:
-        unserved = sorted([*late, *waiters], key=lambda pod: pod.place)
+        unserved = sorted([*late, *waiters] or surviving(seen.pods), key=lambda pod: pod.place)
         return unserved[-1].length if unserved else 0
+    if not seen.state.complete:
+        return seen.state.length
     if not waiters or waiters[-1].length == seen.state.length:
         return 0
     return waiters[-1].length if waiters[-1].place == max(pod.place for pod in seen.pods) else 0

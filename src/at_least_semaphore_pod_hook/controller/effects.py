@@ -21,6 +21,7 @@ from at_least_semaphore_pod_hook.controller.decide import (
     Wake,
 )
 from at_least_semaphore_pod_hook.controller.kube import OWNERS, Written
+from at_least_semaphore_pod_hook.controller.survey import FALLBACK_EXPIRATION_SECONDS
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESIZE_SECONDS = 5.0
-FALLBACK_EXPIRATION_SECONDS = 60
-"""For a pod whose annotations have been made unreadable since its admission."""
 IN_A_ROW = 4
 """Up to so many pods are let in one after the other, so that everybody sees them go in order.
 

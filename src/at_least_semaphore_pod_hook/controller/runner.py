@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from at_least_semaphore_pod_hook.controller.meter import Meter
+    from at_least_semaphore_pod_hook.controller.survey import Survey
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
     from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 
@@ -57,6 +58,7 @@ async def run(
     options: Options,
     store: Store,
     service: SemaphoreService,
+    survey: Survey,
     *,
     on_up: Callable[[bool], None],
     on_leading: Callable[[bool], None],
@@ -68,11 +70,13 @@ async def run(
         options: See there.
         store: Where semaphores live.
         service: Creates and resizes semaphores.
+        survey: Is told of the API server, leading or not.
         on_up: Told whether the API server answers.
         on_leading: Told whether we are the one that works.
         meter: Told of what the controller counts and measures.
     """
     kube = await _connect(options, on_up)
+    survey.connect(kube)
     controller: asyncio.Task[None] | None = None
 
     async def start() -> None:

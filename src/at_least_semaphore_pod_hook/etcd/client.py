@@ -17,7 +17,7 @@ from at_least_semaphore_pod_hook.etcd.errors import EtcdRefusedError, EtcdUnavai
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator, Sequence
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
 
 _T = TypeVar("_T")
 

@@ -26,7 +26,7 @@ from at_least_semaphore_pod_hook.semaphore.model import Fence
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
 
 _LOG: Final = logging.getLogger(__name__)
 _GRACE_SECONDS: Final = 0.25

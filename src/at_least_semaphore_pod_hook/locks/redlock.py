@@ -29,7 +29,7 @@ from at_least_semaphore_pod_hook.semaphore.model import Fence
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
 
 _LOG: Final = logging.getLogger(__name__)
 _RELEASE: Final = files(__package__).joinpath("scripts/release.lua").read_text(encoding="utf-8")

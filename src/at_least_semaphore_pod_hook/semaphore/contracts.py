@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from at_least_semaphore_pod_hook.semaphore.model import (
         Acquired,
         AcquireRequest,
+        Adoptee,
         Fence,
         SemaphoreKey,
         SemaphoreState,
@@ -27,6 +28,10 @@ class Store(Protocol):
     - Time is the store's own. A permit whose lease ended at t is free at every moment >= t.
     - free + held = length, or, while a shrunk semaphore drains, nothing is free.
     - Fencing tokens rise with every grant of a key, over a loss of data too.
+    - The store has an epoch: it is another one after every event by which data may have been lost (a failover, a
+      restart, a restored copy). A semaphore carries the epoch in which its holders were last known to be complete. In
+      a later one it is incomplete until a guarded step has put back what was lost: no new permit is granted before.
+      What holds a permit goes on: renewals, releases and resumptions do not mind the epoch.
     - Every method raises StoreUnavailableError where the store does not answer in time.
     """
 
@@ -36,7 +41,7 @@ class Store(Protocol):
         A permit that is held under the name `request.permit` is resumed where the identity is the same, and where it
         is not, the answer is FULL: nobody's permit is granted again. A reservation under `request.carried` is resumed
         with the same identity as long as it is fresh; once its pod was seen, or a sidecar has renewed it, it is held
-        by a stored pod and never resumed. Where it is full, the owner is noted.
+        by a stored pod and never resumed. Where it is full, the owner is noted. A dry run does not mind the epoch.
         """
         ...
 
@@ -81,9 +86,17 @@ class Store(Protocol):
         ...
 
     async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
-        """Create the semaphore, or resize it; shrinking takes no permit from a holder.
+        """Create the semaphore, or resize it, and note that it is complete; shrinking takes no permit from a holder.
 
         Raises StaleFenceError where another step of the same domain began since this fence's `begin`.
+        """
+        ...
+
+    async def adopt(self, key: SemaphoreKey, adoptees: Sequence[Adoptee], fence: Fence) -> int:
+        """Put holders back that the store has lost, each with a whole lease, whatever the length. Returns how many.
+
+        Those that it knows stay as they are. No later grant gets a token that is not above all of theirs. A permit that
+        has expired counts as lost. Raises StaleFenceError as `set_length` does, and changes nothing then.
         """
         ...
 

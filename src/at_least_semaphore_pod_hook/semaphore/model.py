@@ -70,14 +70,16 @@ class Outcome(StrEnum):
     RESUMED = "resumed"
     FULL = "full"
     OTHER_LENGTH = "other_length"
+    INCOMPLETE = "incomplete"
 
 
 class Acquired(NamedTuple):
     """A store's answer to an acquire.
 
     Attributes:
-        outcome: GRANTED a new permit, RESUMED the reservation that the request already had, FULL, or OTHER_LENGTH:
-            nothing was done, as the semaphore does not exist (`length` is 0) or has another length.
+        outcome: GRANTED a new permit, RESUMED the reservation that the request already had, FULL, or, where nothing
+            was done, OTHER_LENGTH: the semaphore does not exist (`length` is 0) or has another length, or INCOMPLETE:
+            it has the length, but the store may have lost holders of it.
         length: The semaphore's length.
         held: How many permits are held, this one included.
         permit: The permit's name, where one was granted or resumed.
@@ -106,11 +108,33 @@ class Fence(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A guarded step that the store has let in: its fence, and what it found."""
+    """A guarded step that the store has let in: its fence, and what it found.
+
+    `complete` is whether the store surely has all holders; it is False for a semaphore that does not exist.
+    """
 
     fence: Fence
     length: int
     held: int
+    complete: bool
+
+
+class Adoptee(NamedTuple):
+    """A pod that lives and holds a permit which the store may have lost.
+
+    Attributes:
+        permit: The permit's name.
+        pod: The pod's name.
+        uid: Its UID.
+        token: The fencing token that it was granted under, as far as is known; 0 gets a new one.
+        expiration_seconds: How long the permit lives without a renewal.
+    """
+
+    permit: str
+    pod: str
+    uid: str
+    token: int
+    expiration_seconds: int
 
 
 class Holder(NamedTuple):
@@ -143,12 +167,14 @@ class Holder(NamedTuple):
 class SemaphoreState:
     """A semaphore at one moment. `length` is 0 where it does not exist; expired permits count as free.
 
-    `denied` names up to 100 owners of pods that were denied, the one that was first denied first.
+    `denied` names up to 100 owners of pods that were denied, the one that was first denied first. `complete` is whether
+    the store surely has all holders.
     """
 
     length: int
     holders: tuple[Holder, ...]
     denied: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def held(self) -> int:

@@ -1,4 +1,4 @@
-"""What the webhook does with a store and a lock: acquire within a deadline, undo what came too late, sweep."""
+"""What the webhook does with a store and a lock: acquire within a deadline, undo what came too late, sweep, rebuild."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailable
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
+    from at_least_semaphore_pod_hook.semaphore.model import Adoptee, Step
 
 logger = logging.getLogger(__name__)
 
 STEP_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
+_NEED_A_STEP = frozenset({Outcome.OTHER_LENGTH, Outcome.INCOMPLETE})
 UNDO_PAUSES_SECONDS = (0.1, 0.3, 1.0, 2.0, 5.0)
 
 
@@ -46,26 +48,37 @@ class Admitted(NamedTuple):
     replaced_length: int = 0
 
 
+async def _nobody(_key: SemaphoreKey) -> Sequence[Adoptee]:
+    return ()
+
+
 class SemaphoreService:
     """The domain's one way in.
 
     Args:
         store: Where semaphores live.
-        lock: Guards the steps that take several operations: first use of a key and resize.
+        lock: Guards the steps that take several operations: first use of a key, resize and rebuild.
+        survey: Names the pods that live and were let in under a key. Raises UnavailableError where that cannot be told.
         on_reclaim: Called with how many expired permits a sweep took back from a semaphore.
     """
 
     def __init__(
-        self, store: Store, lock: Lock, *, on_reclaim: Callable[[SemaphoreKey, int], None] = lambda _key, _count: None
+        self,
+        store: Store,
+        lock: Lock,
+        *,
+        survey: Callable[[SemaphoreKey], Awaitable[Sequence[Adoptee]]] = _nobody,
+        on_reclaim: Callable[[SemaphoreKey, int], None] = lambda _key, _count: None,
     ) -> None:
         self._store = store
         self._lock = lock
+        self._survey = survey
         self._on_reclaim = on_reclaim
         self._steps: dict[tuple[SemaphoreKey, int], asyncio.Task[None]] = {}
         self._undoing: set[asyncio.Task[None]] = set()
 
     async def acquire(self, request: AcquireRequest, timeout: float) -> Admitted:
-        """Take a permit, creating or resizing the semaphore on the way where its length is another.
+        """Take a permit; on the way create, resize or rebuild the semaphore where that is needed.
 
         Args:
             request: What the pod asks for.
@@ -78,10 +91,10 @@ class SemaphoreService:
         deadline = time.monotonic() + timeout
         try:
             acquired = await self._store.acquire(request, timeout)
-            if acquired.outcome is not Outcome.OTHER_LENGTH:
+            if acquired.outcome not in _NEED_A_STEP:
                 return Admitted(acquired)
             # A length counts as replaced where pods that run under the old one still disagree.
-            replaced = acquired.length if acquired.held else 0
+            replaced = acquired.length if acquired.held and acquired.length != request.length else 0
             async with asyncio.timeout(deadline - time.monotonic()):
                 return Admitted(await self._acquire_at_length(request), replaced)
         except BaseException as error:
@@ -92,7 +105,7 @@ class SemaphoreService:
             raise
 
     async def resize(self, key: SemaphoreKey, length: int, timeout: float) -> None:
-        """Give a semaphore a length, creating it where it does not exist.
+        """Give a semaphore a length, creating it where it does not exist and rebuilding it where it is incomplete.
 
         Raises:
             UnavailableError: Store or lock did not answer within `timeout` seconds.
@@ -112,7 +125,7 @@ class SemaphoreService:
         await self._ensure_length(request.key, request.length)
         # Our length had its turn. Whatever it is by now is taken as it is: two sizes that take turns would never end.
         acquired = await self._store.acquire(request._replace(length=0))
-        if acquired.outcome is Outcome.OTHER_LENGTH:
+        if acquired.outcome in _NEED_A_STEP:
             raise StoreUnavailableError(f"semaphore {request.key}: the store lost it while it was created")
         return acquired
 
@@ -134,14 +147,25 @@ class SemaphoreService:
         async with self._lock.hold(str(key), STEP_SECONDS) as fence:
             try:
                 step = await self._store.begin(key, fence)
-                if step.length != length:
+                if not step.complete:
+                    await self._rebuild(key, step)
+                if not step.complete or step.length != length:
                     await self._store.set_length(key, length, step.fence)
+                if step.length != length:
                     logger.info(
                         "semaphore resized" if step.length else "semaphore created",
                         extra={"semaphore": str(key), "length": length, "before": step.length, "held": step.held},
                     )
             except StaleFenceError as error:
                 raise StoreUnavailableError(str(error)) from error
+
+    async def _rebuild(self, key: SemaphoreKey, step: Step) -> None:
+        """Put back the holders that the store may have lost, before anybody is granted a permit."""
+        adoptees = await self._survey(key)
+        adopted = await self._store.adopt(key, adoptees, step.fence) if adoptees else 0
+        if step.length or adopted:
+            about = {"semaphore": str(key), "held": step.held, "adopted": adopted}
+            logger.warning("semaphore rebuilt: the store may have lost data", extra=about)
 
     def give_back(self, key: SemaphoreKey, permit: str) -> None:
         """Release a permit in the background whose acquire may or may not have been applied."""

@@ -17,22 +17,25 @@ from at_least_semaphore_pod_hook import __version__
 from at_least_semaphore_pod_hook.admission.annotations import WhenFull, annotation_prefix
 from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
+from at_least_semaphore_pod_hook.controller import runner
+from at_least_semaphore_pod_hook.controller.survey import Survey
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.opening import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
+    from at_least_semaphore_pod_hook.addresses import Address
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
     from at_least_semaphore_pod_hook.server.app import Application
-    from at_least_semaphore_pod_hook.settings import Address, Webhook
+    from at_least_semaphore_pod_hook.settings import Webhook
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +126,7 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
         image_pull_policy=settings.sidecar_image_pull_policy,
         memory_limit=settings.sidecar_memory_limit,
         flags=(
-            f"--queue-redis-address={settings.queue_redis_address_flag}",
+            settings.queue_flag,
             f"--log-level={common.log_level}",
             f"--log-format={common.log_format}",
         ),
@@ -134,8 +137,9 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
 async def _serve(settings: Webhook) -> None:
     certificate = ServingCertificate(settings.cert_dir)
     certificate.load()
-    store = RedisStore(settings.common.queue_redis_address)
-    service = SemaphoreService(store, make_lock(settings), on_reclaim=_count_reclaimed)
+    store = open_store(settings.common.queue)
+    survey = Survey(annotation_prefix(settings.variant))
+    service = SemaphoreService(store, make_lock(settings), survey=survey, on_reclaim=_count_reclaimed)
     handler = AdmissionHandler(
         service,
         sidecar_template(settings),
@@ -159,7 +163,7 @@ async def _serve(settings: Webhook) -> None:
         loop.add_signal_handler(number, stopping.set)
     background = [
         asyncio.create_task(work)
-        for work in (certificate.follow(), _sweep(service), _control(settings, store, service))
+        for work in (certificate.follow(), _sweep(service), _control(settings, store, service, survey))
     ]
     serving = [asyncio.create_task(_run(server)) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
@@ -173,7 +177,7 @@ async def _serve(settings: Webhook) -> None:
                     "version": __version__,
                     "address": _listening(admissions),
                     "lock_mode": settings.common.lock_mode,
-                    "store": str(settings.common.queue_redis_address),
+                    "store": str(settings.common.queue),
                 },
             )
         await asyncio.wait([stopped, *serving], return_when=asyncio.FIRST_COMPLETED)
@@ -257,9 +261,7 @@ async def _sweep(service: SemaphoreService) -> None:
         await asyncio.sleep(SWEEP_SECONDS)
 
 
-def _control(settings: Webhook, store: Store, service: SemaphoreService) -> Coroutine[Any, Any, None]:
-    from at_least_semaphore_pod_hook.controller import runner  # noqa: PLC0415 - it brings the API server's client
-
+def _control(settings: Webhook, store: Store, service: SemaphoreService, survey: Survey) -> Coroutine[Any, Any, None]:
     options = runner.Options(
         kubeconfig=settings.kubeconfig,
         prefix=annotation_prefix(settings.variant),
@@ -271,6 +273,7 @@ def _control(settings: Webhook, store: Store, service: SemaphoreService) -> Coro
         options,
         store,
         service,
+        survey,
         on_up=metrics.KUBERNETES_UP.set,
         on_leading=metrics.LEADING.set,
         meter=SEMAPHORES,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
     from typing import TypeVar
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
     from at_least_semaphore_pod_hook.sidecar.lookup import Target
     from at_least_semaphore_pod_hook.sidecar.resp import Reply
     from at_least_semaphore_pod_hook.sidecar.signals import Signals

@@ -52,7 +52,7 @@ class _Holding:
         self._settings = settings
         self._signals = signals
         self._log = log
-        self._connection = Connection(settings.common.queue_redis_address, signals)
+        self._connection = Connection(settings.common.queue.server, signals)
         semaphore = f"{{{settings.namespace}/{settings.key}}}"
         inflight = f"inflight/{semaphore}"
         # In the order of every script's KEYS, whether it uses them or not.

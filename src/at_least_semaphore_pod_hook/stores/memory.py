@@ -13,6 +13,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
     AcquireRequest,
+    Adoptee,
     Fence,
     Holder,
     Outcome,
@@ -22,7 +23,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 MAX_HOLDERS_NAMED = 3
 MAX_DENIED_NAMED = 100
@@ -48,6 +49,7 @@ class _Held:
 class _Semaphore:
     length: int = 0
     token: int = 0
+    epoch: int = -1
     fences: dict[str, int] = field(default_factory=dict)
     permits: dict[str, _Held] = field(default_factory=dict)
     denied: dict[str, int] = field(default_factory=dict)
@@ -61,10 +63,14 @@ class MemoryStore:
     """The `Store` contract within one process.
 
     Args:
-        clock: Returns seconds since the epoch.
+        clock: Returns seconds since 1970.
+
+    Attributes:
+        epoch: To be set to another number by whoever takes data away from it.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.epoch = 0
         self._clock = clock
         self._semaphores: dict[SemaphoreKey, _Semaphore] = {}
         self._listeners: list[asyncio.Queue[SemaphoreKey]] = []
@@ -102,6 +108,8 @@ class MemoryStore:
             return Acquired(Outcome.RESUMED, length, len(live), request.permit, own.token)
         if length == 0 or request.length not in {0, length}:
             return Acquired(Outcome.OTHER_LENGTH, length, len(live))
+        if semaphore.epoch != self.epoch and not request.dry_run:
+            return Acquired(Outcome.INCOMPLETE, length, len(live))
         if len(live) >= length or own:
             if request.owner and not request.dry_run:
                 semaphore.denied.setdefault(request.owner, now)
@@ -184,14 +192,35 @@ class MemoryStore:
         if token < newest:
             raise StaleFenceError(f"semaphore {key}: fencing token {token} of {fence.domain} is out of date")
         semaphore.fences[fence.domain] = token
-        return Step(Fence(fence.domain, token), semaphore.length, len(semaphore.live(self._now_ms())))
+        held = len(semaphore.live(self._now_ms()))
+        return Step(Fence(fence.domain, token), semaphore.length, held, semaphore.epoch == self.epoch)
 
     async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
         """See `Store.set_length`."""
+        semaphore = self._fenced(key, fence)
+        semaphore.length = length
+        semaphore.epoch = self.epoch
+
+    async def adopt(self, key: SemaphoreKey, adoptees: Sequence[Adoptee], fence: Fence) -> int:
+        """See `Store.adopt`."""
+        semaphore = self._fenced(key, fence)
+        now = self._now_ms()
+        lost = [adoptee for adoptee in adoptees if not self._held(semaphore, adoptee.permit, now)]
+        semaphore.token = max([semaphore.token, *(adoptee.token for adoptee in lost)])
+        for permit, pod, uid, token, expiration_seconds in lost:
+            if not token:
+                semaphore.token = self._next_token(semaphore.token)
+            lease_ms = expiration_seconds * 1000
+            semaphore.permits[permit] = _Held(
+                uid, pod, token or semaphore.token, lease_ms, now, lease_end_ms=now + lease_ms, uid=uid
+            )
+        return len(lost)
+
+    def _fenced(self, key: SemaphoreKey, fence: Fence) -> _Semaphore:
         semaphore = self._get(key)
         if semaphore.fences.get(fence.domain, 0) != fence.token:
             raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
-        semaphore.length = length
+        return semaphore
 
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
         """See `Store.state`."""
@@ -215,6 +244,7 @@ class MemoryStore:
                 for permit, held in live
             ),
             tuple(sorted(semaphore.denied, key=lambda owner: (semaphore.denied[owner], owner))[:MAX_DENIED_NAMED]),
+            complete=semaphore.epoch == self.epoch,
         )
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.redis_client import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from redis.asyncio import Redis
-    from redis.asyncio.connection import AbstractConnection
+
+    from at_least_semaphore_pod_hook.redis_client import OwnConnection
 
 MAX_PIPELINES = 3
 MAX_CALLS = 512
@@ -34,11 +35,12 @@ class Script(NamedTuple):
     name: str
     text: str
     digest: str
+    epoch: bool
 
     @classmethod
-    def of(cls, name: str, text: str) -> Script:
-        """Name a script's text."""
-        return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    def of(cls, name: str, text: str, *, epoch: bool = False) -> Script:
+        """Name a script's text. With `epoch`, its last argument is the server's epoch, which the connection knows."""
+        return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest(), epoch)
 
 
 class _Call(NamedTuple):
@@ -55,7 +57,7 @@ class Batcher:
     Every script must be idempotent: a call whose connection broke is sent once more.
 
     Args:
-        redis: The client, without timeouts of its own for answers.
+        redis: The client, without timeouts of its own for answers, whose connections learn the server's epoch.
         where: What to call the server in messages.
         timeout: Seconds after which a pipeline and its connection are given up.
     """
@@ -69,7 +71,7 @@ class Batcher:
         self._waiting: list[_Call] = []
         self._scheduled = False
         self._pipelines: dict[asyncio.Task[None], float] = {}
-        self._idle: list[AbstractConnection] = []
+        self._idle: list[OwnConnection] = []
         self._watched: list[_Call] = []
         self._watch: asyncio.TimerHandle | None = None
 
@@ -165,24 +167,31 @@ class Batcher:
                 call.answer.set_result(reply)
 
     async def _execute(self, calls: list[_Call]) -> list[Any]:
-        commands = [("EVALSHA", script.digest, len(keys), *keys, *args) for script, keys, args, _, _ in calls]
-        replies = await self._exchange(commands)
+        replies = await self._exchange(calls)
         unknown = [index for index, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
-            loads = [("SCRIPT", "LOAD", text) for text in {calls[index].script.text for index in unknown}]
-            again = await self._exchange([*loads, *(commands[index] for index in unknown)])
-            for index, reply in zip(unknown, again[len(loads) :], strict=True):
+            texts = {calls[index].script.text for index in unknown}
+            again = await self._exchange([calls[index] for index in unknown], texts)
+            for index, reply in zip(unknown, again, strict=True):
                 replies[index] = reply
         return replies
 
-    async def _exchange(self, commands: Sequence[tuple[str | int, ...]]) -> list[Any]:
+    async def _exchange(self, calls: Sequence[_Call], loads: Collection[str] = ()) -> list[Any]:
+        """Send calls, after the texts of scripts that the server has to learn, and return the calls' replies."""
         # What redis-py's own pipeline does, except that hiredis packs the commands: that is most of a call's cost.
         # And connections are kept at hand: one that is dead is found out by the call, which is then sent again.
-        packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
         connection = self._idle.pop() if self._idle else self._connect()
         try:
+            await connection.open()
+            commands: list[tuple[str | int, ...]] = [("SCRIPT", "LOAD", text) for text in loads]
+            commands += [_command(call, connection.epoch) for call in calls]
+            packed = b"".join(map(pack_command, commands))  # type: ignore[arg-type]
             await connection.send_packed_command(packed, check_health=False)
-            return [await self._reply(connection) for _ in commands]
+            replies = [await self._reply(connection) for _ in commands]
+            if any(isinstance(reply, ReadOnlyError) for reply in replies):
+                # Should it be made a primary, that is another epoch, of which only a new connection learns.
+                await connection.disconnect(nowait=True)
+            return replies[len(loads) :]
         except BaseException:
             # Answers may still come on it, and they would be taken for those of the next calls.
             await connection.disconnect(nowait=True)
@@ -190,12 +199,12 @@ class Batcher:
         finally:
             self._idle.append(connection)
 
-    def _connect(self) -> AbstractConnection:
-        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    def _connect(self) -> OwnConnection:
+        connection: OwnConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
     @staticmethod
-    async def _reply(connection: AbstractConnection) -> Any:
+    async def _reply(connection: OwnConnection) -> Any:
         try:
             return await connection.read_response(timeout=inf)
         except ResponseError as error:
@@ -205,3 +214,8 @@ class Batcher:
         translated = StoreUnavailableError(f"the store at {self._where} did not {script.name}: {reason(error)}")
         translated.__cause__ = error
         return translated
+
+
+def _command(call: _Call, epoch: str) -> tuple[str | int, ...]:
+    command = ("EVALSHA", call.script.digest, len(call.keys), *call.keys, *call.args)
+    return (*command, epoch) if call.script.epoch else command

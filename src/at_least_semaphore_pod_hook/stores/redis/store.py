@@ -14,6 +14,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
     AcquireRequest,
+    Adoptee,
     Fence,
     Holder,
     Outcome,
@@ -24,21 +25,23 @@ from at_least_semaphore_pod_hook.semaphore.model import (
 from at_least_semaphore_pod_hook.stores.redis.batcher import MAX_PIPELINES, Batcher, Script
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
-    from at_least_semaphore_pod_hook.settings import Address
+    from at_least_semaphore_pod_hook.addresses import Address
 
 TIMEOUT_SECONDS = 5.0
 RECLAIM_BATCH = 1000
+ADOPT_BATCH = 200
 
 
-def _script(name: str) -> Script:
-    return Script.of(name, (files(__package__) / "scripts" / f"{name}.lua").read_text())
+def _script(name: str, *, epoch: bool = False) -> Script:
+    return Script.of(name, (files(__package__) / "scripts" / f"{name}.lua").read_text(), epoch=epoch)
 
 
-ACQUIRE, RENEW, RELEASE, RECLAIM = _script("acquire"), _script("renew"), _script("release"), _script("reclaim")
-BEGIN, SET_LENGTH, STATE = _script("begin"), _script("set_length"), _script("state")
-FORGET_DENIED = _script("forget_denied")
+ACQUIRE, RENEW, RELEASE = _script("acquire", epoch=True), _script("renew"), _script("release")
+RECLAIM, FORGET_DENIED = _script("reclaim"), _script("forget_denied")
+BEGIN, SET_LENGTH, ADOPT = _script("begin", epoch=True), _script("set_length", epoch=True), _script("adopt")
+STATE = _script("state", epoch=True)
 
 
 class _Record(msgspec.Struct):
@@ -79,7 +82,7 @@ class RedisStore:
     def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._address = address
         self._redis = connect(address, timeout=timeout, max_connections=5)
-        calling = connect(address, timeout=timeout, max_connections=MAX_PIPELINES, bounded_by_caller=True)
+        calling = connect(address, timeout=timeout, max_connections=MAX_PIPELINES, bounded_by_caller=True, epochs=True)
         self._batcher = Batcher(calling, str(address), timeout)
 
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
@@ -134,17 +137,30 @@ class RedisStore:
         reply: list[Any] = await self._batcher.call(BEGIN, _keys(key), (fence.domain, fence.token))
         if not reply[0]:
             raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
-        _, token, length, held = reply
-        return Step(Fence(fence.domain, int(token)), length, held)
+        _, token, length, held, complete = reply
+        return Step(Fence(fence.domain, int(token)), length, held, bool(complete))
 
     async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
         """See `Store.set_length`."""
         if not await self._batcher.call(SET_LENGTH, _keys(key), (fence.domain, fence.token, length)):
             raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
 
+    async def adopt(self, key: SemaphoreKey, adoptees: Sequence[Adoptee], fence: Fence) -> int:
+        """See `Store.adopt`. Large numbers are put back in batches: it may be repeated."""
+        total = 0
+        for start in range(0, len(adoptees), ADOPT_BATCH):
+            batch = adoptees[start : start + ADOPT_BATCH]
+            rows = [(one.permit, one.pod, one.uid, one.token, one.expiration_seconds * 1000) for one in batch]
+            args = (fence.domain, fence.token, *(value for row in rows for value in row))
+            adopted = int(await self._batcher.call(ADOPT, _keys(key), args))
+            if adopted < 0:
+                raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
+            total += adopted
+        return total
+
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
         """See `Store.state`."""
-        (length, now), rest, denied = await self._batcher.call(STATE, _keys(key), ())
+        (length, now, complete), rest, denied = await self._batcher.call(STATE, _keys(key), ())
         holders = []
         for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
             record = _record.decode(stored)
@@ -161,7 +177,8 @@ class RedisStore:
                     now - max(record.granted, record.renewed),
                 )
             )
-        return SemaphoreState(length, tuple(holders), tuple(owner.decode() for owner in denied))
+        owners = tuple(owner.decode() for owner in denied)
+        return SemaphoreState(length, tuple(holders), owners, complete=bool(complete))
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
         """See `Store.forget_denied`."""

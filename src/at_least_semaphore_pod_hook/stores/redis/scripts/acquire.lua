@@ -1,6 +1,7 @@
 -- Grant a permit, resume a fresh reservation, or say why not. Repeating it is harmless.
 --
--- KEYS[1] queue/{semaphore}             hash: length, token (fencing token of the last grant), fence:<domain>
+-- KEYS[1] queue/{semaphore}             hash: length, token (fencing token of the last grant), fence:<domain>, epoch (in
+--                                       which its holders were last known to be complete)
 -- KEYS[2] inflight/{semaphore}          sorted set: permit -> end of its lease, ms since the epoch
 -- KEYS[3] inflight/{semaphore}/holders  hash: permit -> JSON: identity, pod, uid, token, lease (ms), granted (ms),
 --                                       renewed (ms), confirmed
@@ -10,11 +11,12 @@
 -- ARGV[5] expected length, 0 for any   ARGV[6] lease, ms   ARGV[7] how long a reservation is fresh, ms
 -- ARGV[8] '1' for a dry run: nothing is written   ARGV[9] in a dry run: the length to assume, 0 for the stored one
 -- ARGV[10] the pod's owner, noted where it is denied, or ''   ARGV[11] the pod's UID where it was seen in the API, or ''
+-- ARGV[12] the server's epoch
 -- Returns {outcome, length, held, permit, token, pod of a holder ...}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local dry_run = ARGV[8] == '1'
-local stored = redis.call('HMGET', KEYS[1], 'length', 'token')
+local stored = redis.call('HMGET', KEYS[1], 'length', 'token', 'epoch')
 local length = dry_run and tonumber(ARGV[9]) or 0
 if length == 0 then
   length = tonumber(stored[1] or '0')
@@ -42,6 +44,9 @@ end
 
 if length == 0 or (expected ~= 0 and expected ~= length) then
   return {'other_length', length, held}
+end
+if (stored[3] or '') ~= ARGV[12] and not dry_run then
+  return {'incomplete', length, held}
 end
 
 if held >= length or own then

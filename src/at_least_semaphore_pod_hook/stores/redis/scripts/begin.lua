@@ -1,8 +1,8 @@
 -- Let a step that holds the lock in, and shut out all older ones.
 --
 -- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore} (see acquire.lua)
--- ARGV[1] the fence's domain   ARGV[2] its token, 0 to get the next one
--- Returns {1, token, length, held}; {0} where a newer step of the domain was here.
+-- ARGV[1] the fence's domain   ARGV[2] its token, 0 to get the next one   ARGV[3] the server's epoch
+-- Returns {1, token, length, held, 1 where it surely has all holders}; {0} where a newer step of the domain was here.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local field = 'fence:' .. ARGV[1]
@@ -16,6 +16,6 @@ end
 local token_text = string.format('%.0f', token)
 redis.call('HSET', KEYS[1], field, token_text)
 redis.call('PEXPIRE', KEYS[1], 604800000)
-local length = redis.call('HGET', KEYS[1], 'length') or '0'
+local stored = redis.call('HMGET', KEYS[1], 'length', 'epoch')
 local held = redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now), '+inf')
-return {1, token_text, tonumber(length), held}
+return {1, token_text, tonumber(stored[1] or '0'), held, stored[2] == ARGV[3] and 1 or 0}

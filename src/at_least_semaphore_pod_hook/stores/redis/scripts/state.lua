@@ -2,7 +2,8 @@
 --
 -- KEYS[1] queue/{semaphore}   KEYS[2] inflight/{semaphore}   KEYS[3] inflight/{semaphore}/holders (see acquire.lua)
 -- KEYS[4] queue/{semaphore}/denied
--- Returns {{length, now (ms)}, {permit, JSON of its holder, ms left of its lease, ...}, {owner of denied pods, oldest first}}
+-- ARGV[1] the server's epoch
+-- Returns {{length, now (ms), 1 where it surely has all holders}, {permit, JSON of its holder, ms left of its lease, ...}, {owner of denied pods, oldest first}}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local reply = {}
@@ -12,8 +13,9 @@ for i = 1, #leases, 2 do
   reply[#reply + 1] = redis.call('HGET', KEYS[3], leases[i]) or '{}'
   reply[#reply + 1] = leases[i + 1] - now
 end
+local stored = redis.call('HMGET', KEYS[1], 'length', 'epoch')
 return {
-  {tonumber(redis.call('HGET', KEYS[1], 'length') or '0'), now},
+  {tonumber(stored[1] or '0'), now, stored[2] == ARGV[1] and 1 or 0},
   reply,
   redis.call('ZRANGE', KEYS[4], 0, 99),
 }
