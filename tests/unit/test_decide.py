@@ -259,3 +259,15 @@ def test_on_sigterm_the_permit_is_free_with_the_deletion() -> None:
     held = holder("x", uid="e")
     assert decided(held, pods=[ending, waiting], length=1) == [Release(held, Reason.DELETED, ending), Grant(waiting)]
     assert decided(pods=[ending, waiting], length=1) == [Grant(waiting)]
+
+
+def test_a_semaphore_that_may_have_lost_holders_is_rebuilt_before_anything_is_granted() -> None:
+    state = SemaphoreState(3, (holder(),), ("Job/a",), complete=False)
+    seen = Observed(state, [pod(started=True), waiter("w", length=3)], {}, 15_000, {})
+    assert decide(seen) == [Resize(3)]
+
+
+def test_a_semaphore_that_is_lost_altogether_is_rebuilt_for_the_pods_that_run() -> None:
+    running = pod(started=True, metadata={"annotations": notes(length="4")})
+    assert decided(pods=[running], length=0) == [Resize(4)]
+    assert decided(pods=[pod(status={"phase": "Failed"})], length=0) == []

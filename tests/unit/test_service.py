@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from at_least_semaphore_pod_hook.errors import LockUnavailableError, StoreUnavailableError
-from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError, LockUnavailableError, StoreUnavailableError
+from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Adoptee, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService, new_permit
 from tests.unit.fakes import FaultyStore, LocalLock
 
@@ -177,3 +177,47 @@ async def test_the_sweep_reclaims_everywhere() -> None:
     now[0] += 60
     assert await service.sweep() == 2
     assert sorted(swept) == [("ns/x", 1), ("ns/y", 1)]
+
+
+async def test_a_store_that_may_have_lost_holders_is_rebuilt_before_it_grants(
+    store: FaultyStore, lock: LocalLock
+) -> None:
+    asked: list[SemaphoreKey] = []
+
+    async def survey(key: SemaphoreKey) -> list[Adoptee]:
+        asked.append(key)
+        return [Adoptee(f"p{number}", f"pod-{number}", f"uid-{number}", number, 60) for number in (1, 2)]
+
+    service = SemaphoreService(store, lock, survey=survey)
+    assert (await service.acquire(wish("a"), 1)).acquired.held == 3
+    await store.release(KEY, "a")
+    store.epoch += 1
+    await store.release(KEY, "p1")
+    store.calls.clear()
+    admitted = await service.acquire(wish("b"), 1)
+    assert (admitted.acquired.outcome, admitted.acquired.held, admitted.replaced_length) == (Outcome.GRANTED, 3, 0)
+    assert store.calls == ["acquire", "begin", "set_length", "acquire"]
+    assert (await service.acquire(wish("c"), 1)).acquired.outcome is Outcome.FULL
+    assert asked == [KEY, KEY]
+    assert (await store.state(KEY)).permits == {"p1", "p2", "b"}
+
+
+async def test_nothing_is_granted_where_nobody_can_say_who_lives(store: FaultyStore, lock: LocalLock) -> None:
+    async def survey(_key: SemaphoreKey) -> list[Adoptee]:
+        raise ApiUnavailableError("the API server does not answer")
+
+    service = SemaphoreService(store, lock, survey=survey)
+    with pytest.raises(ApiUnavailableError):
+        await service.acquire(wish("a"), 1)
+    await service.close()
+    assert (await store.state(KEY)).held == 0
+
+
+async def test_a_resize_rebuilds_as_well(store: FaultyStore, lock: LocalLock) -> None:
+    async def survey(_key: SemaphoreKey) -> list[Adoptee]:
+        return [Adoptee("p1", "pod-1", "uid-1", 5, 60)]
+
+    service = SemaphoreService(store, lock, survey=survey)
+    await service.resize(KEY, 3, 1)
+    state = await store.state(KEY)
+    assert (state.permits, state.complete) == ({"p1"}, True)
