@@ -46,6 +46,10 @@ bench: install ## Measure admissions beside a no-op, latencies and memory (a few
 bench-handover: install ## Measure hand-over, order, throughput and faults on a control plane (five minutes; nothing else should run)
 	$(BIN)/python bench/handover.py
 
+.PHONY: bench-scale
+bench-scale: install ## Measure each operation at 100,000 holders beside 10 (two minutes; nothing else should run)
+	$(BIN)/python bench/scale.py
+
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds
 	@$(BIN)/python tools/demo.py
