@@ -258,8 +258,8 @@ class TestTheWholeHangsTogether:
         }
         addresses = {
             address
-            for flag in ("--queue-redis-address", "--redis-addresses", "--etcd-addresses")
-            for address in given.get(flag, "").split(",")
+            for flag in ("--queue-redis-address", "--queue-url", "--redis-addresses", "--etcd-addresses")
+            for address in given.get(flag, "").removeprefix("etcd://").split(",")
             if address
         }
         assert {address.partition(":")[0] for address in addresses} == set(stores)
@@ -267,8 +267,11 @@ class TestTheWholeHangsTogether:
             host, _, port = address.partition(":")
             service = named(overlay, "Service", stores[host]["spec"]["serviceName"])
             assert int(port) in {each["port"] for each in service["spec"]["ports"]}
-        assert given["--queue-redis-address"].startswith("at-least-semaphore-pod-redis-0.")
-        assert (given.get("--lock-mode") == "etcd") == (overlay == "etcd")
+        if overlay == "etcd":
+            assert (given["--lock-mode"], given["--queue-url"]) == ("etcd", f"etcd://{given['--etcd-addresses']}")
+        else:
+            assert given["--queue-redis-address"].startswith("at-least-semaphore-pod-redis-0.")
+            assert "--lock-mode" not in given
 
     @pytest.mark.parametrize("overlay", OVERLAYS)
     def test_sidecars_run_the_webhooks_image(self, overlay: str) -> None:
