@@ -528,3 +528,11 @@ async def test_many_holders_are_put_back(subject: Subject) -> None:
     many = [Adoptee(f"p{n}", f"pod-{n}", f"uid-{n}", n + 1, 60) for n in range(1000)]
     assert await subject.store.adopt(KEY, many, step.fence) == 1000
     assert (await subject.store.state(KEY)).held == 1000
+
+
+async def test_a_large_semaphore_is_read_as_a_whole(subject: Subject) -> None:
+    await create(subject, length=5000)
+    names = [f"p{n}" for n in range(3500)]
+    await asyncio.gather(*(subject.store.acquire(wish(name, length=5000)) for name in names))
+    state = await subject.store.state(KEY)
+    assert [state.held, state.permits] == [3500, set(names)]

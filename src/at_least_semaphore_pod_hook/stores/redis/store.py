@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 5.0
 RECLAIM_BATCH = 1000
 ADOPT_BATCH = 200
+STATE_PIECE = 1000
 
 
 def _script(name: str, *, epoch: bool = False) -> Script:
@@ -69,6 +70,21 @@ def _keys(key: SemaphoreKey) -> tuple[str, str, str, str, str]:
     """All keys of a semaphore share a hash tag, and so a slot of a Redis Cluster."""
     tag = f"{{{key.namespace}/{key.key}}}"
     return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders", f"queue/{tag}/denied", f"inflight/{tag}/ended"
+
+
+def _holder(permit: str, stored: bytes, lease_ms: int, now: int) -> Holder:
+    record = _record.decode(stored)
+    return Holder(
+        permit,
+        record.pod,
+        int(record.token),
+        record.confirmed,
+        lease_ms,
+        record.uid,
+        record.lease,
+        now - record.granted,
+        now - max(record.granted, record.renewed),
+    )
 
 
 class RedisStore:
@@ -159,26 +175,26 @@ class RedisStore:
         return total
 
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
-        """See `Store.state`."""
-        (length, now, complete), rest, denied = await self._batcher.call(STATE, _keys(key), ())
-        holders = []
-        for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
-            record = _record.decode(stored)
-            holders.append(
-                Holder(
-                    permit.decode(),
-                    record.pod,
-                    int(record.token),
-                    record.confirmed,
-                    lease_ms,
-                    record.uid,
-                    record.lease,
-                    now - record.granted,
-                    now - max(record.granted, record.renewed),
-                )
-            )
+        """See `Store.state`. A large one is read a piece at a time, so that nobody waits long behind it.
+
+        Whoever holds a permit all the while is in one of the pieces: a renewal moves him behind what is read already.
+        """
+        holders: dict[str, Holder] = {}
+        start, size = "", STATE_PIECE
+        while True:
+            (length, now, complete), rest, denied = await self._batcher.call(STATE, _keys(key), (start, size))
+            known = len(holders)
+            for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
+                holder = _holder(permit.decode(), stored, lease_ms, now)
+                holders[holder.permit] = holder
+                start = str(now + lease_ms)
+            if len(rest) < 3 * size:
+                break
+            if len(holders) == known:
+                # So many leases end in the same millisecond.
+                size *= 2
         owners = tuple(owner.decode() for owner in denied)
-        return SemaphoreState(length, tuple(holders), owners, complete=bool(complete))
+        return SemaphoreState(length, tuple(holders.values()), owners, complete=bool(complete))
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
         """See `Store.forget_denied`."""
