@@ -100,6 +100,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _fixed_port(text: str) -> int:
+    port = _port(text)
+    if not port:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 1 to {MAX_PORT}")
+    return port
+
+
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or float(text) > MAX_GRACE_SECONDS:
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use seconds from 0 to {MAX_GRACE_SECONDS}")
@@ -259,6 +266,21 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             **BOOLEAN,
             text="end within seconds of the pod's other containers, so that a Job's pod completes",
         )
+        _flag(
+            sidecar,
+            "--confirm-port",
+            default="0",
+            type=_port,
+            metavar="PORT",
+            text="listen on this port once the permit is confirmed; 0 for none",
+        )
+        _flag(
+            sidecar,
+            "--fence",
+            default="false",
+            **BOOLEAN,
+            text="close that port before a lease ends that cannot be renewed",
+        )
         sidecar.add_argument("semaphore", type=_semaphore, metavar="<namespace>/<key>", help="the semaphore")
         sidecar.add_argument("permit", type=_permit, help="the permit that the webhook took for this pod")
     return parser
@@ -323,6 +345,25 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         choices=WHEN_FULL,
         text="deny a pod while no permit is free, or let it wait behind a scheduling gate, unless it says which itself",
     )
+    flag(
+        "--confirm",
+        default="false",
+        **BOOLEAN,
+        text="hold main containers back until the sidecar has confirmed the permit; needs native sidecars",
+    )
+    flag(
+        "--confirm-port",
+        default="9779",
+        type=_fixed_port,
+        metavar="PORT",
+        text="the port by which a sidecar says that it has; pods with hostNetwork get one of their own",
+    )
+    flag(
+        "--fence",
+        default="false",
+        **BOOLEAN,
+        text="the same, and stop main containers before a lease ends that cannot be renewed; needs native sidecars",
+    )
 
 
 def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
@@ -346,6 +387,8 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
     )
     if given["command"] == "sidecar":
         namespace, key = given["semaphore"]
+        if given["fence"] and not given["confirm_port"]:
+            _parser(None).error("--fence needs --confirm-port: by that port the kubelet stops the pod's work")
         return settings.Sidecar(
             common=common,
             namespace=namespace,
@@ -355,10 +398,18 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
             termination_grace_period_seconds=given["termination_grace_period_seconds"],
             release_on=given["release_on"],
             end_with_pod=given["end_with_pod"],
+            confirm_port=given["confirm_port"],
+            fence=given["fence"],
         )
     variant = os.environ.get("VARIANT", "")
     if variant and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", variant):
         _parser(None).error(f"environment variable VARIANT: {variant!r} is not accepted: use 1 to 20 of a-z 0-9 -")
+    given["confirm"] |= given["fence"]
+    if given["confirm"] and not given["enable_sidecar_containers"]:
+        named = "--fence" if given["fence"] else "--confirm"
+        _parser(None).error(
+            f"{named} needs --enable-sidecar-containers: only native sidecars hold main containers back"
+        )
     return settings.Webhook(
         common=common,
         queue_flag=f"{flag}={queue_text}",

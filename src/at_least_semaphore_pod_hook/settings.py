@@ -10,6 +10,15 @@ if TYPE_CHECKING:
 else:
     from at_least_semaphore_pod_hook.addresses import NamedTuple
 
+PROBE_PERIOD_SECONDS = 1
+"""How often the kubelet looks whether a sidecar's port is open."""
+PROBE_TIMEOUT_SECONDS = 1
+"""How long it waits for an answer."""
+STOP_GRACE_SECONDS = 1
+"""How long a container that is stopped because the port is closed may take: the least that the API server accepts."""
+MIN_FENCED_EXPIRATION_SECONDS = 10
+"""The shortest lease that leaves time to renew, and after that to stop the pod's work before the lease ends."""
+
 
 class Common(NamedTuple):
     """What webhook and sidecar share."""
@@ -28,6 +37,9 @@ class Webhook(NamedTuple):
     Attributes:
         queue_flag: The flag that names the store, as it was given, to be handed on to the sidecars.
         variant: Sets the annotations of a second copy in the same cluster apart.
+        confirm: Whether main containers wait until the sidecar has confirmed the permit.
+        confirm_port: What the sidecar listens on then, save in pods that share their node's ports.
+        fence: Whether main containers are stopped before a lease ends that cannot be renewed.
     """
 
     common: Common
@@ -43,6 +55,9 @@ class Webhook(NamedTuple):
     kubeconfig: str
     wake_owners: bool
     when_full: str
+    confirm: bool
+    confirm_port: int
+    fence: bool
     queue_flag: str
     variant: str
 
@@ -55,6 +70,8 @@ class Sidecar(NamedTuple):
         termination_grace_period_seconds: How long it keeps trying to give the permit back.
         release_on: When it gives the permit back: "sigterm", or "exit" of the pod's other containers.
         end_with_pod: Whether to end soon after the pod's other containers, unasked.
+        confirm_port: The port to listen on once the permit is confirmed; 0 for none.
+        fence: Whether to close the port before a lease ends that cannot be renewed.
     """
 
     common: Common
@@ -65,3 +82,5 @@ class Sidecar(NamedTuple):
     termination_grace_period_seconds: float
     release_on: str = "sigterm"
     end_with_pod: bool = False
+    confirm_port: int = 0
+    fence: bool = False

@@ -199,6 +199,60 @@ def test_native_sidecars_outlive_the_main_container(control_plane: ControlPlane,
     assert float(runner.sidecar_log("default", "slow").split()[2]) - deleted >= 1.0
 
 
+def main_status(control_plane: ControlPlane, name: str) -> Object:
+    (status,) = control_plane.request("GET", f"{PODS}/{name}")["status"]["containerStatuses"]
+    return dict(status)
+
+
+def test_a_startup_probe_of_a_native_sidecar_holds_the_main_containers_back(
+    control_plane: ControlPlane, runner: PodRunner
+) -> None:
+    port = free_port()
+    held = pod("held")
+    probe = {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 99}
+    held["spec"]["initContainers"][0]["startupProbe"] = probe
+    control_plane.request("POST", PODS, held)
+    runner.sidecar_pid("default", "held", timeout=10)
+    time.sleep(1.5)
+    status = control_plane.request("GET", f"{PODS}/held")["status"]
+    assert status["phase"] == "Pending"
+    assert status["initContainerStatuses"][0]["started"] is False
+    assert "waiting" in main_status(control_plane, "held")["state"]
+    with socket.create_server(("127.0.0.1", port)):
+        eventually(lambda: phase(control_plane, "held") == "Running", "the pod runs", timeout=5)
+    status = control_plane.request("GET", f"{PODS}/held")["status"]
+    assert status["initContainerStatuses"][0]["started"] is True
+    control_plane.request("DELETE", f"{PODS}/held")
+    eventually(lambda: gone(control_plane, "held"), "the pod is gone")
+
+
+@pytest.mark.parametrize(
+    ("policy", "stop_seconds", "code"), [("Never", "0", 143), ("Never", "60", 137), ("Always", "0", 0)]
+)
+def test_a_liveness_probe_that_fails_stops_a_main_container(
+    control_plane: ControlPlane, runner: PodRunner, policy: str, stop_seconds: str, code: int
+) -> None:
+    port = free_port()
+    name = f"probed-{policy.lower()}-{stop_seconds}"
+    probed = pod(name, restartPolicy=policy)
+    probed["metadata"]["annotations"] = {"devcluster/stop-seconds": stop_seconds}
+    probe = {"tcpSocket": {"port": port}, "periodSeconds": 1, "failureThreshold": 1}
+    probed["spec"]["containers"] = [MAIN_CONTAINER | {"livenessProbe": probe | {"terminationGracePeriodSeconds": 1}}]
+    with socket.create_server(("127.0.0.1", port)):
+        control_plane.request("POST", PODS, probed)
+        eventually(lambda: phase(control_plane, name) == "Running", "the pod runs")
+        time.sleep(1.5)
+        assert main_status(control_plane, name)["restartCount"] == 0
+        assert "running" in main_status(control_plane, name)["state"]
+    if policy == "Always":
+        eventually(lambda: main_status(control_plane, name)["restartCount"] > 0, "it is started again", timeout=5)
+    else:
+        eventually(lambda: phase(control_plane, name) == "Failed", "the pod has failed", timeout=5)
+        assert main_status(control_plane, name)["state"]["terminated"]["exitCode"] == code
+    control_plane.request("DELETE", f"{PODS}/{name}")
+    eventually(lambda: gone(control_plane, name), "the pod is gone")
+
+
 def test_pods_go_on_over_a_restart_of_the_api_server(control_plane: ControlPlane, runner: PodRunner) -> None:
     control_plane.request("POST", PODS, pod("steady"))
     pid = runner.sidecar_pid("default", "steady", timeout=10)

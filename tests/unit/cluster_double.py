@@ -126,12 +126,21 @@ class Cluster:
         return view
 
     def create(
-        self, name: str, *, length: int = 3, gated: bool = True, native: bool = True, **annotations: str
+        self,
+        name: str,
+        *,
+        length: int = 3,
+        gated: bool = True,
+        native: bool = True,
+        confirmed: bool = True,
+        **annotations: str,
     ) -> None:
         """Store a pod as our webhook has patched it."""
         arrived = str(int((EPOCH + now()) * 1_000_000))
         stamp = f"2026-01-02T03:{4 + int(5 + now()) // 60:02}:{int(5 + now()) % 60:02}Z"
-        sidecar = {"name": SIDECAR, "args": ["sidecar", "default/k", "$(POD_UID)"]}
+        sidecar: dict[str, Any] = {"name": SIDECAR, "args": ["sidecar", "default/k", "$(POD_UID)"]}
+        if not confirmed:
+            sidecar["startupProbe"] = {"tcpSocket": {"port": 9779}}
         spec: dict[str, Any] = {"containers": [{"name": "main"}], "restartPolicy": "Never"}
         if native:
             spec["initContainers"] = [sidecar | {"restartPolicy": "Always"}]
@@ -149,6 +158,12 @@ class Cluster:
             "status": {"phase": "Pending"},
         }
         self._tell(ChangeKind.ADDED, name)
+
+    def start_sidecar(self, name: str) -> None:
+        """Have the sidecar of a pod run that is not confirmed, so that nothing else of it does."""
+        runs = {"name": SIDECAR, "started": False, "state": {"running": {}}}
+        self.documents[name]["status"] = {"phase": "Pending", "initContainerStatuses": [runs]}
+        self._tell(ChangeKind.MODIFIED, name)
 
     def delete(self, name: str) -> None:
         view = self.view(name)

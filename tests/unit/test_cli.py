@@ -77,6 +77,26 @@ def test_a_sidecar_gives_back_on_sigterm_and_outlasts_its_pod_unless_told_otherw
     assert sidecar("--end-with-pod=false").end_with_pod is False
 
 
+def test_confirm_and_fence_are_off_unless_asked_for() -> None:
+    assert (webhook().confirm, webhook().confirm_port, webhook().fence) == (False, 9779, False)
+    assert (sidecar().confirm_port, sidecar().fence) == (0, False)
+
+
+def test_a_fence_implies_confirm() -> None:
+    parsed = webhook("--fence", "--enable-sidecar-containers", "--confirm-port=7")
+    assert (parsed.confirm, parsed.confirm_port, parsed.fence) == (True, 7, True)
+    assert webhook("--confirm", "--enable-sidecar-containers").fence is False
+    assert sidecar("--confirm-port=7", "--fence=true").fence is True
+
+
+def test_confirm_and_fence_have_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"CONFIRM": "true", "CONFIRM_PORT": "8", "ENABLE_SIDECAR_CONTAINERS": "true"}.items():
+        monkeypatch.setenv(f"AT_LEAST_SEMAPHORE_{name}", value)
+    assert (webhook().confirm, webhook().confirm_port, webhook().fence) == (True, 8, False)
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_FENCE", "true")
+    assert webhook().fence is True
+
+
 def test_the_environment_sets_defaults_and_flags_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AT_LEAST_SEMAPHORE_LOCK_MODE", "etcd")
     monkeypatch.setenv("AT_LEAST_SEMAPHORE_REDIS_ADDRESSES", "a:1,b:2")
@@ -135,6 +155,11 @@ def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
         (["webhook", "--metrics-bind-address=x"], "host:port"),
         (["webhook", "--log-level=loud"], "warning"),
         (["webhook", "--por=1"], "--por"),
+        (["webhook", "--confirm"], "--confirm needs --enable-sidecar-containers"),
+        (["webhook", "--fence"], "--fence needs --enable-sidecar-containers"),
+        (["webhook", "--confirm", "--enable-sidecar-containers", "--confirm-port=0"], "from 1 to 65535"),
+        ([*SIDECAR, "--confirm-port=65536"], "from 0 to 65535"),
+        ([*SIDECAR, "--fence"], "--fence needs --confirm-port"),
         (["sidecar"], "<namespace>/<key>"),
         (["sidecar", "nokey", "0123"], "<namespace>/<key>"),
         (["sidecar", "ns/key"], "permit"),

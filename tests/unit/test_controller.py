@@ -190,6 +190,47 @@ def test_a_pod_whose_gate_somebody_removed_comes_before_all_waiters() -> None:
     simulated(story)
 
 
+def test_a_pod_whose_work_waits_for_a_permit_is_told_and_counted_as_a_waiter_and_served_first() -> None:
+    async def story(cluster: Cluster) -> None:
+        names = await fill(cluster, 2, length=1)
+        cluster.start()
+        await until(lambda: cluster.let_in == names[:1])
+        await asyncio.sleep(60)
+        cluster.create("held-back", length=1, gated=False, confirmed=False)
+        cluster.start_sidecar("held-back")
+        await asyncio.sleep(20)
+        figures = cluster.meter.figures[KEY]
+        assert figures is not None
+        assert (figures.waiting, figures.late) == (2, 0)
+        assert figures.oldest_wait_since == pytest.approx(cluster.view(names[1]).came)
+        cluster.finish(names[0])
+        await until(lambda: "fencing-token" in str(cluster.documents["held-back"]))
+        await asyncio.sleep(20)
+        assert [reason for pod, reason in cluster.events if pod == "held-back"] == ["WaitingForPermit", "PermitGranted"]
+        assert cluster.let_in == names[:1]
+
+    simulated(story)
+
+
+def test_a_pod_that_is_held_back_is_served_two_seconds_after_its_permit_was_missed_and_not_a_resync_later() -> None:
+    async def story(cluster: Cluster) -> None:
+        names = await fill(cluster, 1, length=1)
+        cluster.start()
+        await until(lambda: cluster.let_in == names)
+        await asyncio.sleep(2.1)
+        # Told at once, as its sidecar does not run yet, and before that is known the permit is free.
+        cluster.create("held-back", length=1, gated=False, confirmed=False)
+        await asyncio.sleep(0.1)
+        cluster.start_sidecar("held-back")
+        await asyncio.sleep(0.1)
+        cluster.finish(names[0])
+        await until(lambda: "fencing-token" in str(cluster.documents["held-back"]), 2)
+        await asyncio.sleep(1)
+        assert [reason for pod, reason in cluster.events if pod == "held-back"] == ["WaitingForPermit", "PermitGranted"]
+
+    simulated(story)
+
+
 def test_the_length_follows_the_waiter_that_came_last() -> None:
     async def story(cluster: Cluster) -> None:
         cluster.start()

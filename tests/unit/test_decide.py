@@ -271,3 +271,45 @@ def test_a_semaphore_that_is_lost_altogether_is_rebuilt_for_the_pods_that_run() 
     running = pod(started=True, metadata={"annotations": notes(length="4")})
     assert decided(pods=[running], length=0) == [Resize(4)]
     assert decided(pods=[pod(status={"phase": "Failed"})], length=0) == []
+
+
+def held_back(permit: str = "lost", *, uid: str = "u", main: dict[str, Any] | None = None, **parts: Any) -> PodView:
+    """A pod whose sidecar runs, and has not confirmed a permit yet."""
+    probed = {"name": SIDECAR, "restartPolicy": "Always", "args": ["sidecar", "default/key", permit]}
+    spec = {"initContainers": [probed | {"startupProbe": {"tcpSocket": {"port": 1}}}, {"name": "init"}]}
+    states = [{"name": SIDECAR, "started": False, "state": {"running": {}}}]
+    shown = [{"name": "main", "state": main or {"waiting": {"reason": "PodInitializing"}}}]
+    status = {"phase": "Pending", "initContainerStatuses": states, "containerStatuses": shown}
+    return pod(permit, uid=uid, spec=spec, status=status, **parts)
+
+
+def test_a_pod_whose_work_waits_for_a_permit_gets_the_next_one() -> None:
+    waiting = held_back()
+    assert waiting.held_back
+    assert decided(pods=[waiting], length=1) == []
+    assert decided(pods=[waiting], length=1, missing_ms={"lost": 2_000}) == [Grant(waiting)]
+    assert decided(holder("x"), pods=[waiting, pod("x")], length=1, missing_ms={"lost": 2_000}) == []
+
+
+def test_work_that_has_begun_is_held_back_by_nobody() -> None:
+    assert not held_back(main={"running": {}}).held_back
+    assert not held_back(main={"terminated": {"exitCode": 1}}).held_back
+    assert not pod("lost", status=READY).held_back
+    assert not pod("lost").held_back
+
+
+def test_the_end_of_a_pod_whose_work_has_not_begun_is_waited_for_by_nobody() -> None:
+    ending, waiting = held_back(uid="e", metadata=ENDING), waiter("a", length=1)
+    assert decided(pods=[ending, waiting], length=1) == [Grant(waiting)]
+    begun = held_back(uid="e", main={"running": {}}, metadata=ENDING)
+    assert decided(pods=[begun, waiting], length=1) == []
+
+
+def test_a_permit_that_two_pods_name_is_the_ones_for_whom_it_was_granted() -> None:
+    """As a pod does that was created from another's YAML while the webhook was away."""
+    finished, copied = pod("x", uid="old", status={"phase": "Succeeded"}), pod("x", uid="new", started=True)
+    for pods in ([finished, copied], [copied, finished]):
+        assert decided(holder("x", uid="new"), pods=pods) == []
+        assert decided(holder("x", uid="old"), pods=pods) == [
+            Release(holder("x", uid="old"), Reason.FINISHED, finished)
+        ]

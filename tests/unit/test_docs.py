@@ -77,9 +77,8 @@ def subcommand_help(command: str) -> str:
 def test_the_flags_in_the_readme_are_those_of_help() -> None:
     offered = {command: offered_flags(command) for command in COMMANDS}
     flags = set()
-    for names in {**offered["webhook"], **offered["sidecar"]}:
-        of = [command for command in COMMANDS if names in offered[command]]
-        ((variable, default),) = {offered[command][names] for command in of}
+    for names, (variable, default) in {(names, rest) for found in offered.values() for names, rest in found.items()}:
+        of = [command for command in COMMANDS if offered[command].get(names) == (variable, default)]
         flags.add(Flag(names, variable, default, "both" if len(of) > 1 else of[0]))
     assert len(flags) > 10
     assert documented_flags() == flags

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from at_least_semaphore_pod_hook import settings
 from at_least_semaphore_pod_hook.sidecar import policy
 
 LEASES = st.integers(1, policy.MAX_LEASE_MS)
@@ -139,3 +140,38 @@ def test_a_lost_permit_is_an_error_with_reminders() -> None:
     assert health.lost(60.0) == [("error", "the permit is still not ours, for 60 s")]
     assert [level for level, _ in health.renewed(61.0, 61.0, 3_000, 1.0)] == ["info"]
     assert [level for level, _ in health.lost(62.0)] == ["error"]
+
+
+@given(LEASES)
+def test_a_fence_leaves_the_kubelet_more_time_than_it_takes(lease_ms: int) -> None:
+    taken = settings.PROBE_PERIOD_SECONDS + settings.PROBE_TIMEOUT_SECONDS + settings.STOP_GRACE_SECONDS
+    margin = policy.fence_margin(lease_ms)
+    assert taken + policy.FENCE_SLACK <= margin <= policy.MAX_FENCE_MARGIN
+
+
+@given(st.integers(settings.MIN_FENCED_EXPIRATION_SECONDS * 1_000, policy.MAX_LEASE_MS))
+def test_the_shortest_fenced_lease_can_be_renewed_before_its_fence_falls(lease_ms: int) -> None:
+    """One try that hangs as long as it may, a pause, and a second one that is answered."""
+    schedule = policy.Schedule(0.0)
+    schedule.renewed(0.0, lease_ms)
+    schedule.failed(schedule.due + policy.try_timeout(lease_ms), 1.0)
+    assert schedule.due < lease_ms / 1_000 - policy.fence_margin(lease_ms)
+
+
+def test_who_waits_for_a_first_permit_asks_often_and_is_renewed_as_seldom_as_ever() -> None:
+    schedule = policy.Schedule(0.0, longest_lost=policy.UNCONFIRMED_SECONDS)
+    schedule.lost(1.0)
+    assert schedule.due == 1.0 + policy.UNCONFIRMED_SECONDS
+    schedule.renewed(2.0, 60_000)
+    assert schedule.due == 22.0
+
+
+def test_a_pod_that_is_held_back_waits_for_a_permit_and_has_lost_none() -> None:
+    health = policy.Health(holds_back=True)
+    assert health.lost(0.0) == [
+        ("warning", "waiting for a permit: the store knows none of this pod, whose containers wait with us")
+    ]
+    assert health.lost(59.0) == []
+    assert health.lost(60.0) == [("warning", "still waiting for a permit, for 60 s")]
+    assert health.renewed(61.0, 61.0, 3_000, 1.0)[0][1].startswith("confirmed the permit")
+    assert health.lost(62.0)[0][0] == "error"

@@ -21,7 +21,9 @@ TEMPLATE = SidecarTemplate(SIDECAR_NAME, "image:1", "IfNotPresent", "32Mi", ("--
 class Webhook:
     """A handler over a memory store, driven as the API server drives it."""
 
-    def __init__(self, *, native: bool = False, when_full: WhenFull = WhenFull.DENY) -> None:
+    def __init__(
+        self, *, native: bool = False, when_full: WhenFull = WhenFull.DENY, confirm_port: int = 0, fence: bool = False
+    ) -> None:
         self.now = 1_800_000_000.0
         self.store = FaultyStore(lambda: self.now)
         self.service = SemaphoreService(self.store, LocalLock())
@@ -29,7 +31,7 @@ class Webhook:
         self.denied: list[SemaphoreKey] = []
         self.handler = AdmissionHandler(
             self.service,
-            TEMPLATE._replace(native=native),
+            TEMPLATE._replace(native=native, confirm_port=confirm_port, fence=fence),
             PREFIX,
             when_full=when_full,
             on_granted=self.granted.append,
@@ -60,7 +62,7 @@ def apply(object_: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
         *path, last = operation["path"].removeprefix("/").split("/")
         target = changed
         for part in path:
-            target = target[part]
+            target = target[int(part) if isinstance(target, list) else part]
         if isinstance(target, list):
             index = len(target) if last == "-" else int(last)
             if operation["op"] == "add":

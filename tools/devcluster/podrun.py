@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from devcluster import podspec
+from devcluster import podspec, probes
 from devcluster.kubeapi import KubeApi
 from devcluster.status import ContainerRecord, pod_status, timestamp
 from devcluster.volumes import Volumes
@@ -46,13 +46,16 @@ class _Container:
     record: ContainerRecord
     real: bool
     workload: Workload | None = None
+    probing: asyncio.Task[None] | None = None
+    passed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once its startup probe has passed for the first time."""
 
 
 class PodRun:
     """Runs one pod from its binding to its end. `status_changed` is called with every new status.
 
-    Main containers run beside native sidecars, which are started before and stopped after them. Every method belongs
-    to the event loop's thread.
+    Main containers run beside native sidecars, which are started before and stopped after them. Startup and liveness
+    probes by tcpSocket are honoured, others are not. Every method belongs to the event loop's thread.
     """
 
     def __init__(
@@ -110,6 +113,9 @@ class PodRun:
         """Begin to end the pod: SIGTERM now, SIGKILL in `grace` seconds; a later call can only shorten that."""
         self._arm(grace)
         self._stopping.set()
+        for container in self._main:
+            if container.probing is not None:
+                container.probing.cancel()
 
     def signal_sidecar(self, number: int) -> bool:
         """Send a signal to the real container's process; False where none runs."""
@@ -140,12 +146,22 @@ class PodRun:
         for container in self._init:
             task = self._launch(container)
             if container.record.native_sidecar:
+                await self._startup(container)
                 continue
             await self._unless_stopped(task)
             if self._stopping.is_set() or container.record.exit_code != 0:
                 return False
         self._initialized = True
         return not self._stopping.is_set()
+
+    async def _startup(self, container: _Container) -> None:
+        """Wait until the startup probe of a native sidecar passes, where it has one."""
+        if probes.read(container.spec, "startupProbe", 0):
+            passed = asyncio.ensure_future(container.passed.wait())
+            try:
+                await self._unless_stopped(passed)
+            finally:
+                passed.cancel()
 
     async def _unless_stopped(self, work: asyncio.Future[Any]) -> None:
         stopped = asyncio.ensure_future(self._stopping.wait())
@@ -166,7 +182,11 @@ class PodRun:
             container.workload = self._workload(container)
             if self._kill_at <= time.monotonic():  # it was created while everything was being killed
                 container.workload.signal(signal.SIGKILL)
-            code = await container.workload.run(lambda: self._on_started(record))
+            try:
+                code = await container.workload.run(lambda: self._on_started(container))
+            finally:
+                if container.probing is not None:
+                    container.probing.cancel()
             record.ended(code)
             if not self._restart_due(record, code):
                 self._publish()
@@ -222,11 +242,35 @@ class PodRun:
         values = {name: substituted(value) for name, value in values.items()}
         return [substituted(part) for part in argv], {**self._options.base_env, **values}
 
-    def _on_started(self, record: ContainerRecord) -> None:
-        record.started()
-        if not record.init:
+    def _on_started(self, container: _Container) -> None:
+        container.record.started()
+        container.record.starting = probes.read(container.spec, "startupProbe", 0) is not None
+        if not container.record.init:
             self._phase = "Running"
         self._publish()
+        # A pod that is being stopped is not probed: as with a kubelet, only its own grace counts then.
+        if not self._stopping.is_set():
+            container.probing = asyncio.create_task(self._probe(container))
+
+    async def _probe(self, container: _Container) -> None:
+        """Probe a container as long as it runs, and stop it where it fails."""
+        workload, grace = container.workload, podspec.grace_seconds(self.pod)
+        startup = probes.read(container.spec, "startupProbe", grace)
+        liveness = probes.read(container.spec, "livenessProbe", grace)
+        failed = startup
+        if startup is None or await probes.until_passed(startup):
+            if startup is not None:
+                container.record.starting = False
+                container.passed.set()
+                self._publish()
+            if liveness is None:
+                return
+            await probes.until_failed(liveness)
+            failed = liveness
+        if workload is not None and failed is not None:
+            workload.signal(signal.SIGTERM)
+            await asyncio.sleep(failed.grace)
+            workload.signal(signal.SIGKILL)
 
     async def _end(self) -> None:
         """Stop main containers, then native sidecars in reverse order, and publish the final phase."""

@@ -12,7 +12,10 @@ Object = dict[str, Any]
 
 @dataclass
 class ContainerRecord:
-    """What is known of one container; times are seconds since the epoch."""
+    """What is known of one container; times are seconds since the epoch.
+
+    `starting` says that it runs, and its startup probe has not passed.
+    """
 
     pod_uid: str
     name: str
@@ -23,6 +26,7 @@ class ContainerRecord:
     started_at: float | None = None
     finished_at: float | None = None
     exit_code: int | None = None
+    starting: bool = False
 
     @property
     def running(self) -> bool:
@@ -47,8 +51,8 @@ class ContainerRecord:
             "image": self.image,
             "imageID": "",
             "restartCount": self.restarts,
-            "started": self.running,
-            "ready": self.running if not self.init or self.native_sidecar else done_init,
+            "started": self.running and not self.starting,
+            "ready": self.running and not self.starting if not self.init or self.native_sidecar else done_init,
         }
         if self.started_at is None:
             answer["state"] = {"waiting": {"reason": "PodInitializing"}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.semaphore.model import MAX_EXPIRATION_SECONDS, MAX_LENGTH
+from at_least_semaphore_pod_hook.settings import MIN_FENCED_EXPIRATION_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,12 +77,13 @@ def annotation_prefix(variant: str = "") -> str:
     return f"{variant}.{DOMAIN}/" if variant else f"{DOMAIN}/"
 
 
-def parse(annotations: Mapping[str, str], prefix: str) -> Demand | None:
+def parse(annotations: Mapping[str, str], prefix: str, *, fence: bool = False) -> Demand | None:
     """Read a pod's annotations.
 
     Args:
         annotations: All annotations of the pod.
         prefix: From `annotation_prefix`.
+        fence: Whether the expiration has to leave time to stop the pod's work.
 
     Returns:
         The demand, or None where the pod has not opted in.
@@ -97,10 +99,17 @@ def parse(annotations: Mapping[str, str], prefix: str) -> Demand | None:
     key = annotations.get(prefix + KEY)
     if key is None or not _key_pattern.fullmatch(key):
         raise _refused(prefix + KEY, key, KEY_ACCEPTED)
+    shortest = MIN_FENCED_EXPIRATION_SECONDS if fence else 1
     return Demand(
         key,
-        _whole_number(annotations, prefix + LENGTH, MAX_LENGTH, "a whole number"),
-        _whole_number(annotations, prefix + EXPIRATION, MAX_EXPIRATION_SECONDS, "a whole number of seconds"),
+        _whole_number(annotations, prefix + LENGTH, f"a whole number from 1 to {MAX_LENGTH}", MAX_LENGTH),
+        _whole_number(
+            annotations,
+            prefix + EXPIRATION,
+            f"a whole number of seconds from {shortest} to {MAX_EXPIRATION_SECONDS}" + " with --fence" * fence,
+            MAX_EXPIRATION_SECONDS,
+            shortest,
+        ),
         _one_of(annotations, prefix + WHEN_FULL, WhenFull),
         _one_of(annotations, prefix + RELEASE_ON, ReleaseOn),
     )
@@ -116,10 +125,10 @@ def _one_of(annotations: Mapping[str, str], name: str, choices: type[Choice]) ->
         raise _refused(name, value, " or ".join(f'"{choice}"' for choice in choices)) from None
 
 
-def _whole_number(annotations: Mapping[str, str], name: str, most: int, what: str) -> int:
+def _whole_number(annotations: Mapping[str, str], name: str, accepted: str, most: int, least: int = 1) -> int:
     value = annotations.get(name)
-    if value is None or not _number_pattern.fullmatch(value) or int(value) > most:
-        raise _refused(name, value, f"{what} from 1 to {most}")
+    if value is None or not _number_pattern.fullmatch(value) or not least <= int(value) <= most:
+        raise _refused(name, value, accepted)
     return int(value)
 
 

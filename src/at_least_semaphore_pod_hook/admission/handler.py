@@ -113,7 +113,7 @@ class AdmissionHandler:
         if not request.creates_pod:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
         pod = review.decode_pod(request.object)
-        demand = pod_annotations.parse(pod.metadata.annotations or {}, self._prefix)
+        demand = pod_annotations.parse(pod.metadata.annotations or {}, self._prefix, fence=self._template.fence)
         if demand is None:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
         if not _namespace_pattern.fullmatch(request.namespace):
@@ -154,7 +154,9 @@ class AdmissionHandler:
         try:
             operations = inject.ungate(pod.spec.scheduling_gates, self._prefix + pod_annotations.GATE)
             operations += self._annotate(pod.metadata, fencing_token=str(acquired.token))
-            operations += self._put_sidecar(pod, demand, key, carried, acquired.permit)
+            port = self._port(pod, wish.identity, acquired.permit)
+            operations += self._put_sidecar(pod, demand, key, carried, acquired.permit, port)
+            warnings += self._fence(pod, carried, port, operations)
             answer = review.patched(request.uid, operations, warnings)
         except BaseException:
             if not wish.dry_run:
@@ -178,10 +180,13 @@ class AdmissionHandler:
         gate = self._prefix + pod_annotations.GATE
         carried = inject.find_carried(pod.spec, self._template.name)
         operations = inject.gate(pod.spec.scheduling_gates, gate)
-        operations += self._annotate(pod.metadata, arrived=self._arrival(pod, gated=not operations))
-        operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT)
+        arrived = self._arrival(pod, gated=not operations)
+        port = self._port(pod, _identity(request, pod.metadata), arrived)
+        operations += self._annotate(pod.metadata, arrived=arrived)
+        operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT, port)
+        warnings = self._fence(pod, carried, port, operations)
         logger.info("pod gated", extra={"semaphore": str(key), "pod": _name(pod.metadata)})
-        return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, []))
+        return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, warnings))
 
     def _annotate(self, metadata: Metadata, *, arrived: str = "", fencing_token: str = "") -> Operations:
         """Write what is ours to write; what the pod may have copied from another is gone after it."""
@@ -189,12 +194,32 @@ class AdmissionHandler:
         operations = inject.annotate(annotations, self._prefix + pod_annotations.ARRIVED, arrived)
         return operations + inject.annotate(annotations, self._prefix + pod_annotations.FENCING_TOKEN, fencing_token)
 
+    def _port(self, pod: Pod, identity: str, own: str) -> int:
+        """Return the port that the sidecar confirms by, or 0.
+
+        Pods that share their node's ports need different ones. The request's identity is that of all pods of a
+        ReplicaSet; so there is `own` as well, what this pod alone has and keeps when it is asked about again.
+        """
+        if self._template.confirm_port and pod.spec.host_network:
+            return inject.own_port(f"{identity}/{own}")
+        return self._template.confirm_port
+
+    def _fence(self, pod: Pod, carried: list[Carried], port: int, operations: Operations) -> list[str]:
+        """Add what fences the pod's containers; returns warnings of those that cannot be."""
+        fenced, unfenced = inject.fence(pod.spec, carried, self._template.name, port if self._template.fence else 0)
+        # Containers are counted as they come, so before one of them is removed.
+        operations[:0] = fenced
+        return [
+            f"container {name[:80]!a} has a livenessProbe of its own, so --fence does not stop it when the lease ends"
+            for name in unfenced
+        ]
+
     def _put_sidecar(
-        self, pod: Pod, demand: Demand, key: SemaphoreKey, carried: list[Carried], permit: str
+        self, pod: Pod, demand: Demand, key: SemaphoreKey, carried: list[Carried], permit: str, port: int
     ) -> Operations:
         flags = inject.ending_flags(self._template, pod.spec, demand.release_on)
         operations = inject.label(pod.metadata.labels, self._prefix + pod_annotations.KEY, demand.key)
-        sidecar = self._sidecar(str(key), permit, flags)
+        sidecar = self._sidecar(str(key), permit, flags, port)
         return operations + inject.patch(pod.spec, carried, sidecar, native=self._template.native)
 
     def _arrival(self, pod: Pod, *, gated: bool) -> str:

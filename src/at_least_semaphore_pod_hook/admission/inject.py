@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from at_least_semaphore_pod_hook.addresses import MAX_PORT
 from at_least_semaphore_pod_hook.admission.annotations import ReleaseOn
 from at_least_semaphore_pod_hook.admission.review import PodSpec, decode_container
+from at_least_semaphore_pod_hook.settings import (
+    PROBE_PERIOD_SECONDS,
+    PROBE_TIMEOUT_SECONDS,
+    STOP_GRACE_SECONDS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -21,6 +28,11 @@ SIDECAR_NAME = "at-least-semaphore-pod-sidecar"
 UID_PERMIT = "$(POD_UID)"
 """What stands for the permit of a pod that waits: its UID, which the kubelet puts in when it starts the sidecar."""
 RUN_AS = 65532
+CONFIRM_PORT = "--confirm-port="
+DYNAMIC_PORTS = range(61000, 65536)
+"""The dynamic ports (RFC 6335) that Linux does not give to outgoing connections unless it is told to."""
+AS_LONG_AS_IT_TAKES = 2**31 - 1
+"""The most failures of a probe that the API server takes: one a second, it is 68 years."""
 
 
 class SidecarTemplate(NamedTuple):
@@ -33,6 +45,8 @@ class SidecarTemplate(NamedTuple):
         memory_limit: A Kubernetes quantity.
         flags: What follows `sidecar` in the arguments.
         native: Whether it is an init container with `restartPolicy: Always`, which the kubelet stops last.
+        confirm_port: The port that it opens once its permit is confirmed; 0 where nobody waits for that.
+        fence: Whether it closes the port in time for the pod's work to be stopped before its lease ends.
     """
 
     name: str
@@ -41,16 +55,25 @@ class SidecarTemplate(NamedTuple):
     memory_limit: str
     flags: tuple[str, ...]
     native: bool
+    confirm_port: int = 0
+    fence: bool = False
 
 
 class Carried(NamedTuple):
-    """A container of our name that the pod brought along."""
+    """A container of our name that the pod brought along; `port` is what it confirms by, 0 for none."""
 
     section: str
     position: int
     raw: msgspec.Raw
     key: str
     permit: str
+    port: int
+
+
+def own_port(seed: str) -> int:
+    """Return a port for a pod that shares its node's ports, the same for a seed."""
+    digest = hashlib.blake2b(seed.encode(errors="surrogatepass"), digest_size=4).digest()
+    return DYNAMIC_PORTS.start + int.from_bytes(digest) % len(DYNAMIC_PORTS)
 
 
 def ending_flags(template: SidecarTemplate, spec: PodSpec, release_on: ReleaseOn | None) -> tuple[str, ...]:
@@ -64,11 +87,16 @@ def ending_flags(template: SidecarTemplate, spec: PodSpec, release_on: ReleaseOn
     return flags if spec.restart_policy in {None, "Always"} else (*flags, "--end-with-pod=true")
 
 
-def container(template: SidecarTemplate, key: str, permit: str, flags: tuple[str, ...] = ()) -> dict[str, Any]:
+def container(
+    template: SidecarTemplate, key: str, permit: str, flags: tuple[str, ...] = (), port: int = 0
+) -> dict[str, Any]:
     """Return the sidecar that renews `permit` of semaphore `key` (`<namespace>/<key>`).
 
-    Its security context passes the Pod Security Standard "restricted".
+    Its security context passes the Pod Security Standard "restricted". Where it has a port, what comes after it starts
+    when that is open.
     """
+    if port:
+        flags = (*flags, f"{CONFIRM_PORT}{port}", *(("--fence=true",) if template.fence else ()))
     security: dict[str, Any] = {
         "runAsNonRoot": True,
         "runAsUser": RUN_AS,
@@ -89,7 +117,21 @@ def container(template: SidecarTemplate, key: str, permit: str, flags: tuple[str
     }
     if template.native:
         sidecar["restartPolicy"] = "Always"
+    if port:
+        sidecar["startupProbe"] = _probe(port) | {"failureThreshold": AS_LONG_AS_IT_TAKES}
     return sidecar
+
+
+def _probe(port: int) -> dict[str, Any]:
+    return {
+        "tcpSocket": {"port": port},
+        "periodSeconds": PROBE_PERIOD_SECONDS,
+        "timeoutSeconds": PROBE_TIMEOUT_SECONDS,
+    }
+
+
+def _fence_probe(port: int) -> dict[str, Any]:
+    return _probe(port) | {"failureThreshold": 1, "terminationGracePeriodSeconds": STOP_GRACE_SECONDS}
 
 
 def _from_field(name: str, path: str) -> dict[str, Any]:
@@ -103,10 +145,13 @@ class SidecarJson:
         self._template = template
         self._parts: dict[tuple[str, ...], tuple[bytes, bytes, bytes]] = {}
 
-    def __call__(self, key: str, permit: str, flags: tuple[str, ...] = ()) -> msgspec.Raw:
+    def __call__(self, key: str, permit: str, flags: tuple[str, ...] = (), port: int = 0) -> msgspec.Raw:
         """Return the container's JSON. Neither `key` nor `permit` needs escaping: both are checked before."""
+        if port != self._template.confirm_port:
+            # A port of the pod's own: nobody asks for the same again.
+            return msgspec.Raw(msgspec.json.encode(container(self._template, key, permit, flags, port)))
         if flags not in self._parts:
-            encoded = msgspec.json.encode(container(self._template, "SEMAPHORE", "PERMIT", flags))
+            encoded = msgspec.json.encode(container(self._template, "SEMAPHORE", "PERMIT", flags, port))
             before, _, rest = encoded.partition(b'"SEMAPHORE"')
             between, _, after = rest.partition(b'"PERMIT"')
             self._parts[flags] = (before, between, after)
@@ -126,7 +171,43 @@ def _carried(spec: PodSpec, name: str) -> Iterator[Carried]:
             # Most containers are not ours, and their bytes say so without decoding them.
             if needle in bytes(raw) and (found := decode_container(raw)).name == name:
                 key, permit = (found.args or [])[-2:] if len(found.args or []) > 1 else ("", "")
-                yield Carried(section, index, raw, key, permit)
+                yield Carried(section, index, raw, key, permit, _port_of(found.args or []))
+
+
+def _port_of(args: list[str]) -> int:
+    given = next((arg.removeprefix(CONFIRM_PORT) for arg in args if arg.startswith(CONFIRM_PORT)), "")
+    return int(given) if given.isascii() and given.isdecimal() and len(given) <= len(str(MAX_PORT)) else 0
+
+
+def fence(spec: PodSpec, carried: list[Carried], name: str, port: int) -> tuple[Operations, list[str]]:
+    """Have the kubelet stop each main container when a port is closed.
+
+    Args:
+        spec: The pod.
+        carried: Its containers of our name: a copied pod's containers have probes of the port that those name.
+        name: Our container's name.
+        port: What to probe; 0 for nothing.
+
+    Returns:
+        The JSON patch, and the names of the containers that have a livenessProbe of their own, and keep it.
+    """
+    operations: Operations = []
+    unfenced: list[str] = []
+    wanted = _fence_probe(port) if port else None
+    before = [_fence_probe(found.port) for found in carried if found.port]
+    for index, raw in enumerate((spec.containers or ()) if wanted or before else ()):
+        found = decode_container(raw)
+        path, actual = f"/spec/containers/{index}/livenessProbe", found.liveness_probe
+        if found.name == name or (wanted and _covers(actual, wanted)):
+            continue
+        ours = any(_covers(actual, probe) for probe in before)
+        if wanted and (ours or actual is None):
+            operations.append({"op": "add", "path": path, "value": wanted})
+        elif ours:
+            operations.append({"op": "remove", "path": path})
+        elif wanted:
+            unfenced.append(found.name)
+    return operations, unfenced
 
 
 def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native: bool) -> Operations:

@@ -16,10 +16,11 @@ KIND = "AdmissionReview"
 
 
 class Container(msgspec.Struct, rename="camel"):
-    """A container of a pod, as far as it matters whether it is our sidecar."""
+    """A container of a pod, as far as it matters whether it is our sidecar, and whether our fence stops it."""
 
     name: str = ""
     args: list[str] | None = None
+    liveness_probe: Any = None
 
 
 class SchedulingGate(msgspec.Struct):
@@ -36,6 +37,7 @@ class PodSpec(msgspec.Struct, rename="camel"):
     scheduling_gates: list[SchedulingGate] | None = None
     node_name: str | None = None
     restart_policy: str | None = None
+    host_network: bool | None = None
 
 
 class OwnerReference(msgspec.Struct, rename="camel"):

@@ -206,12 +206,15 @@ class Controller:
         """
         state = await self._store.state(semaphore)
         pods = self._watched.of(semaphore)
-        self._look_again(semaphore, state)
         missing = self._missing_ms(state, pods)
+        self._look_again(semaphore, state, [pod for pod in pods if pod.held_back and pod.permit in missing], missing)
         seen = Observed(state, pods, self._watched.gone, int(RESERVATION_SECONDS * 1000), missing)
         held = state.permits
         waiters = [pod for pod in line(pods) if pod.permit not in held]
         late = unpermitted(seen, held)
+        # Those whose work has not begun are served as the late ones are, and are told and counted as waiters are.
+        waiters = [*(pod for pod in late if pod.held_back), *waiters]
+        late = [pod for pod in late if not pod.held_back]
         if state.length or pods:
             self._show(semaphore, seen, waiters, late)
         served, again = await self._effects.carry_out(semaphore, decide(seen))
@@ -226,15 +229,22 @@ class Controller:
             if pod.uid not in names and missing.get(pod.permit, 0) >= LOST_MS:
                 self._reports.late(semaphore, pod, state.length)
 
-    def _look_again(self, semaphore: SemaphoreKey, state: SemaphoreState) -> None:
-        """Look again when a lease is half gone or a reservation has had its time, be it before the next resync."""
+    def _look_again(
+        self, semaphore: SemaphoreKey, state: SemaphoreState, held_back: Iterable[PodView], missing: Mapping[str, int]
+    ) -> None:
+        """Look again at what is due before the next resync.
+
+        That is a lease that is half gone, a reservation that has had its time, and a pod that is held back and has been
+        without a permit for so long that it gets another.
+        """
         halves = [holder.lease_ms / 1000 - holder.expiration_ms / 2000 for holder in state.holders]
         unseen = [
             RESERVATION_SECONDS - holder.age_ms / 1000
             for holder in state.holders
             if not holder.uid and not holder.confirmed
         ]
-        soonest = min(halves + unseen, default=RESYNC_SECONDS)
+        lost = [(LOST_MS - missing[pod.permit]) / 1000 for pod in held_back if missing[pod.permit] < LOST_MS]
+        soonest = min(halves + unseen + lost, default=RESYNC_SECONDS)
         if earlier := self._looks.pop(semaphore, None):
             earlier.cancel()
         if soonest < RESYNC_SECONDS:
@@ -269,7 +279,7 @@ class Controller:
             length=seen.state.length,
             held=seen.state.held,
             waiting=len(waiters),
-            oldest_wait_since=waiters[0].came if waiters else None,
+            oldest_wait_since=min((pod.came for pod in waiters), default=None),
             suspects=sum(is_suspect(holder) and holder.permit in permits for holder in seen.state.holders),
             late=len(late),
         )
@@ -300,9 +310,11 @@ class Controller:
             served: The names of the pods that have been let in since, by UID.
         """
         known = self._waiting.pop(semaphore, set())
-        if waiters:
-            self._waiting[semaphore] = {pod.uid for pod in waiters}
+        # One that is held back waits on, also while it is not known for sure that it has no permit.
+        still = {pod.uid for pod in self._watched.of(semaphore) if pod.held_back and pod.uid in known} - set(served)
+        if waiting := still | {pod.uid for pod in waiters}:
+            self._waiting[semaphore] = waiting
         holders = [*(holder.pod for holder in state.holders if holder.permit not in served), *served.values()]
         for position, pod in enumerate(waiters, start=1):
-            if pod.uid not in known and self._wall_clock() - pod.came < NEW_SECONDS:
+            if pod.uid not in known and (pod.held_back or self._wall_clock() - pod.came < NEW_SECONDS):
                 self._reports.waiting(semaphore, pod, position, len(waiters), state.length, holders)

@@ -114,11 +114,14 @@ def decide(seen: Observed) -> list[Action]:
     each the oldest first, and what is left for the owners of denied pods, the one that was first denied first.
     """
     by_permit = {pod.permit: pod for pod in seen.pods}
+    # A copied pod names its original's permit: it is the one's for whom it was granted.
+    by_holder = {(pod.permit, pod.uid): pod for pod in seen.pods}
     actions: list[Action] = []
     kept: list[Action] = []
     held: dict[str, int] = {}
     for holder in seen.state.holders:
-        action = _of_holder(holder, by_permit.get(holder.permit), seen)
+        pod = by_holder.get((holder.permit, holder.uid)) or by_permit.get(holder.permit)
+        action = _of_holder(holder, pod, seen)
         if isinstance(action, Release):
             actions.append(action)
             # What is not proven yet may turn out to be held.
@@ -243,6 +246,7 @@ def _is_ending(pod: PodView, held: Collection[str], seen: Observed) -> bool:
         and pod.releases_on_exit
         and not pod.finished
         and not pod.gated
+        and not pod.held_back
         and pod.permit not in held
         and seen.missing_ms.get(pod.permit, 0) < ENDING_MS
     )

@@ -14,7 +14,7 @@ class Figures(NamedTuple):
     Attributes:
         length: How many permits there are.
         held: How many are held; more than `length` while a shrunk semaphore drains.
-        waiting: How many pods wait behind a scheduling gate.
+        waiting: How many pods wait, behind a scheduling gate or for their sidecar to confirm a permit.
         oldest_wait_since: When the one that has waited longest arrived, in seconds since the epoch; None where none
             waits.
         suspects: Permits that are kept for pods whose sidecar is silent.

@@ -44,10 +44,15 @@ class _Named(msgspec.Struct):
     name: str = ""
 
 
+class _Empty(msgspec.Struct):
+    pass
+
+
 class _Container(msgspec.Struct, rename="camel"):
     name: str = ""
     args: list[str] | None = None
     restart_policy: str | None = None
+    startup_probe: _Empty | None = None
 
 
 class _Spec(msgspec.Struct, rename="camel"):
@@ -60,10 +65,6 @@ class _Spec(msgspec.Struct, rename="camel"):
 
 class _Terminated(msgspec.Struct, rename="camel"):
     exit_code: int = 0
-
-
-class _Empty(msgspec.Struct):
-    pass
 
 
 class _State(msgspec.Struct):
@@ -192,7 +193,9 @@ class PodDecoder:
         for container, view in zip(declared, containers, strict=True):
             if container.name == self._sidecar_name:
                 semaphore, permit = (container.args or [])[-2:] if len(container.args or ()) > 1 else ("", "")
-                return SidecarView(sys.intern(semaphore), uid if permit == UID_PERMIT else permit, view)
+                own = uid if permit == UID_PERMIT else permit
+                holds_back = view.native and container.startup_probe is not None
+                return SidecarView(sys.intern(semaphore), own, view, holds_back)
         return None
 
 

@@ -40,11 +40,15 @@ class ContainerView(NamedTuple):
 
 
 class SidecarView(NamedTuple):
-    """Our sidecar in a pod: semaphore and permit from its arguments, and how it is doing."""
+    """Our sidecar in a pod: semaphore and permit from its arguments, and how it is doing.
+
+    `holds_back` says that the containers after it start only once it has confirmed the permit.
+    """
 
     semaphore: str
     permit: str
     container: ContainerView
+    holds_back: bool = False
 
 
 class PodView(msgspec.Struct, frozen=True, gc=False):
@@ -140,6 +144,16 @@ class PodView(msgspec.Struct, frozen=True, gc=False):
         return self.sidecar is not None and self.sidecar.container.started
 
     @property
+    def held_back(self) -> bool:
+        """Whether its work has not begun, and waits until our sidecar has confirmed a permit."""
+        return (
+            self.sidecar is not None
+            and self.sidecar.holds_back
+            and not self.sidecar_started
+            and not any(container.state in {"running", "terminated"} for container in self._work())
+        )
+
+    @property
     def finished(self) -> bool:
         """Whether no container of it will ever run again."""
         return self.phase in {"Succeeded", "Failed"}
@@ -147,3 +161,7 @@ class PodView(msgspec.Struct, frozen=True, gc=False):
     def _others(self) -> Iterator[ContainerView]:
         ours = self.sidecar.container if self.sidecar else None
         return (container for container in self.containers if not container.init and container is not ours)
+
+    def _work(self) -> Iterator[ContainerView]:
+        ours = self.sidecar.container if self.sidecar else None
+        return (container for container in self.containers if not container.native and container is not ours)

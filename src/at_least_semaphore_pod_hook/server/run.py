@@ -131,6 +131,8 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
             f"--log-format={common.log_format}",
         ),
         native=settings.enable_sidecar_containers,
+        confirm_port=settings.confirm_port if settings.confirm else 0,
+        fence=settings.fence,
     )
 
 

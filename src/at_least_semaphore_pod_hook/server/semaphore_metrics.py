@@ -142,7 +142,7 @@ def gauges(shown: dict[SemaphoreKey, Figures], now: float) -> list[Metric]:
             ("length", "Permits that there are."),
             ("free", "Permits that nobody holds."),
             ("held", "Permits that are held."),
-            ("waiting", "Pods that wait for a permit behind a scheduling gate."),
+            ("waiting", "Pods that wait for a permit before their work begins."),
             ("oldest_wait_seconds", "For how long the pod has waited that has waited longest; 0 where none waits."),
         )
     ]

@@ -9,6 +9,7 @@ from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.sidecar import policy
 from at_least_semaphore_pod_hook.sidecar.connection import Connection, Script
 from at_least_semaphore_pod_hook.sidecar.log import STDERR, Log
+from at_least_semaphore_pod_hook.sidecar.port import Port
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 from at_least_semaphore_pod_hook.sidecar.signals import Signals, StopRequested
 
@@ -65,8 +66,11 @@ class _Holding:
         )
         self._renew, self._release = Script("renew"), Script("release", whole=True)
         longest = policy.END_WITH_POD_SECONDS if settings.end_with_pod else policy.UNBOUNDED
-        self._schedule = policy.Schedule(time.monotonic(), longest)
-        self._health = policy.Health()
+        confirms = settings.confirm_port > 0
+        longest_lost = policy.UNCONFIRMED_SECONDS if confirms else policy.UNBOUNDED
+        self._schedule = policy.Schedule(time.monotonic(), longest, longest_lost)
+        self._health = policy.Health(holds_back=confirms)
+        self._port = signals.port = Port(settings.confirm_port, log) if confirms else None
         self._waiting = False
 
     def hold(self) -> int:
@@ -111,18 +115,32 @@ class _Holding:
         if lease_ms:
             self._schedule.renewed(sent, lease_ms)
             self._say(self._health.renewed(now, sent, lease_ms, self._schedule.due - sent))
+            self._open(now, sent + lease_ms / 1_000, lease_ms)
             return False
         if self._waiting:
             self._log.write("warning", NOT_OURS)
             return True
         self._schedule.lost(sent)
         self._say(self._health.lost(now))
+        if self._port is not None and self._settings.fence:
+            self._port.close("the permit is not ours any more")
         return False
+
+    def _open(self, now: float, lease_end: float, lease_ms: int) -> None:
+        """Let the kubelet know that the permit is held: for good, or with a fence until shortly before it is not."""
+        if self._port is None:
+            return
+        if self._settings.fence:
+            self._port.open(now, lease_end - policy.fence_margin(lease_ms), lease_end)
+        else:
+            self._port.open(now)
 
     def release(self, now: float) -> int:
         """Give the permit back, and return the exit code. The grace period counts from `now`."""
         grace = self._settings.termination_grace_period_seconds
         deadline = now + policy.release_budget(grace)
+        if self._port is not None:
+            self._port.close()
         self._log.write("debug", "asked to stop, giving the permit back")
         health = policy.Health()
         failures = 0

@@ -5,6 +5,8 @@ Moments are seconds of a monotonic clock, leases are milliseconds as the store's
 
 from __future__ import annotations
 
+from at_least_semaphore_pod_hook.settings import PROBE_PERIOD_SECONDS, PROBE_TIMEOUT_SECONDS, STOP_GRACE_SECONDS
+
 DEFAULT_LEASE_MS = 15_000
 """What is assumed before the store has said how long the lease is: no load, and soon enough all the same."""
 MAX_LEASE_MS = 7 * 86_400_000
@@ -21,7 +23,12 @@ little; more often would only load the store.
 """
 WAITING_SECONDS = 0.5
 """The same once a signal has come with --release-on=exit: the pod's deletion, and a waiting pod, are held up now."""
+UNCONFIRMED_SECONDS = 1.0
+"""The longest pause in seconds while the pod's work waits for a permit that is not held yet."""
 UNBOUNDED = float("inf")
+FENCE_SLACK = 2.0
+"""For what the kubelet needs besides probing and waiting, such as a busy node."""
+MAX_FENCE_MARGIN = 15.0
 MIN_TRY = 0.25
 MAX_TRY = 5.0
 REMINDER = 60.0
@@ -54,6 +61,16 @@ def backoff(failures: int, lease_ms: int, jitter: float, ceiling: float = MAX_BA
     return min(longest, doubled) * (0.5 + 0.5 * jitter)
 
 
+def fence_margin(lease_ms: int) -> float:
+    """Return how many seconds before a lease's end the pod's work has to be told to stop.
+
+    Longer than all that the kubelet may take: up to a period until it probes, the probe's timeout, and the grace that
+    the container gets. A sixth of the lease where that is more, since a longer one has the time.
+    """
+    needed = PROBE_PERIOD_SECONDS + PROBE_TIMEOUT_SECONDS + STOP_GRACE_SECONDS + FENCE_SLACK
+    return max(needed, min(MAX_FENCE_MARGIN, lease_ms / 6_000))
+
+
 def release_budget(grace: float) -> float:
     """Return the seconds of the grace period for giving the permit back; the rest is for saying that it failed."""
     grace = max(grace, MIN_GRACE)
@@ -64,14 +81,15 @@ class Schedule:
     """When to renew.
 
     `due` is the moment; `lease_ms` is the lease as far as it is known; `longest` is how many seconds may pass from one
-    renewal to the next, whatever the lease.
+    renewal to the next, whatever the lease; `longest_lost` is the same while the permit is not held.
     """
 
-    __slots__ = ("due", "failures", "lease_ms", "longest")
+    __slots__ = ("due", "failures", "lease_ms", "longest", "longest_lost")
 
-    def __init__(self, now: float, longest: float = UNBOUNDED) -> None:
+    def __init__(self, now: float, longest: float = UNBOUNDED, longest_lost: float = UNBOUNDED) -> None:
         self.due = now
         self.longest = longest
+        self.longest_lost = longest_lost
         self.lease_ms = DEFAULT_LEASE_MS
         self.failures = 0
 
@@ -89,7 +107,7 @@ class Schedule:
     def lost(self, sent: float) -> None:
         """Note that the permit is not held: the store answered, so there is no hurry."""
         self.failures = 0
-        self.due = sent + interval(self.lease_ms, self.longest)
+        self.due = sent + interval(self.lease_ms, min(self.longest, self.longest_lost))
 
     def failed(self, now: float, jitter: float) -> None:
         """Note a try that failed."""
@@ -100,12 +118,14 @@ class Schedule:
 class Health:
     """What of a permit's life is worth a line: changes, each cause of an outage once, and a reminder now and then.
 
-    Each method returns the lines as (level, message) pairs.
+    Each method returns the lines as (level, message) pairs. `holds_back` says that the pod's other containers wait for
+    the first renewal.
     """
 
-    __slots__ = ("_causes", "_expired", "_lease_end", "_said", "_since", "_state")
+    __slots__ = ("_causes", "_expired", "_holds_back", "_lease_end", "_said", "_since", "_state")
 
-    def __init__(self) -> None:
+    def __init__(self, *, holds_back: bool = False) -> None:
+        self._holds_back = holds_back
         self._state = "starting"
         self._since = self._said = 0.0
         self._lease_end: float | None = None
@@ -126,6 +146,8 @@ class Health:
 
     def lost(self, now: float) -> list[tuple[str, str]]:
         """Note that the store says that the permit is not held."""
+        if self._holds_back and self._lease_end is None:
+            return self._wait(now)
         if self._state != "lost":
             self._enter("lost", now)
             return [("error", "the permit is not ours any more: it has expired or was taken back; trying on")]
@@ -148,6 +170,14 @@ class Health:
                 ("error", "the lease has run out while the store is unavailable: another pod may get the permit")
             )
         return lines
+
+    def _wait(self, now: float) -> list[tuple[str, str]]:
+        if self._state != "waiting":
+            self._enter("waiting", now)
+            return [
+                ("warning", "waiting for a permit: the store knows none of this pod, whose containers wait with us")
+            ]
+        return self._remind(now, "warning", "still waiting for a permit")
 
     def _enter(self, state: str, now: float) -> None:
         self._state, self._since, self._said, self._causes = state, now, now, []

@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+    from at_least_semaphore_pod_hook.sidecar.port import Port
+
 STOP = (signal.SIGTERM, signal.SIGINT)
 MAX_POLL_MS = 3_600_000
 """poll() takes no more than 31 bits of milliseconds; a longer wait is several."""
@@ -26,12 +28,15 @@ class Signals:
     A handler is installed even though all it does is to exist: process 1 of a container gets no signal that it has none
     for. What counts is the byte that the interpreter writes to the wake-up pipe. Every wait polls that pipe as well, so
     there is no moment between two system calls where a signal could get lost.
+
+    Where there is a `port`, every wait sees to it as well: so it is closed in time whatever is waited for.
     """
 
-    __slots__ = ("_reader", "_writer", "stopping")
+    __slots__ = ("_reader", "_writer", "port", "stopping")
 
     def __init__(self) -> None:
         self.stopping = False
+        self.port: Port | None = None
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         for number in STOP:
@@ -53,16 +58,24 @@ class Signals:
         Raises:
             StopRequested: A signal asks to stop, and it is the first, or the first since `rearm`.
         """
-        poll = select.poll()
-        poll.register(self._reader, select.POLLIN)
-        if fd >= 0:
-            poll.register(fd, events)
         while True:
-            left = max(0.0, deadline - time.monotonic())
+            now, until = time.monotonic(), deadline
+            poll = select.poll()
+            poll.register(self._reader, select.POLLIN)
+            if fd >= 0:
+                poll.register(fd, events)
+            if self.port is not None:
+                self.port.tend(now)
+                until = min(until, self.port.due)
+                if self.port.fd >= 0:
+                    poll.register(self.port.fd, select.POLLIN)
+            left = max(0.0, until - now)
             # Rounded up: a millisecond too late is better than a thousand polls of no milliseconds.
             ready = [number for number, _ in poll.poll(min(MAX_POLL_MS, int(left * 1000) + 1 if left else 0))]
             if self._reader in ready:
                 self._drain()
+            if self.port is not None and self.port.fd in ready:
+                self.port.accept()
             if fd in ready:
                 return True
             if time.monotonic() >= deadline:
