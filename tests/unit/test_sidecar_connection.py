@@ -16,7 +16,7 @@ import at_least_semaphore_pod_hook
 from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.sidecar import lookup
-from at_least_semaphore_pod_hook.sidecar.connection import Connection, Script
+from at_least_semaphore_pod_hook.sidecar.redis import Script, Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,11 +36,11 @@ class Quiet:
         return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
-def connection(host: str, port: int, **rest: Any) -> Connection:
-    return Connection(Address(host, port, **rest), cast("Signals", Quiet()))
+def connection(host: str, port: int, **rest: Any) -> Server:
+    return Server(Address(host, port, **rest), cast("Signals", Quiet()))
 
 
-def call(subject: Connection, seconds: float) -> int:
+def call(subject: Server, seconds: float) -> int:
     try:
         return subject.call(RENEW, ("k",), ("p1",), time.monotonic() + seconds)
     finally:

@@ -1,4 +1,4 @@
-"""One connection to the store, opened when it is needed. No wait in here outlasts its deadline or a signal."""
+"""Bytes to and from one server, over TCP, TLS or a Unix socket. No wait in here outlasts its deadline or a signal."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import os
 import select
 import time
 
-from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError, UnavailableError
 from at_least_semaphore_pod_hook.sidecar.lookup import Lookup, targets
-from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError, ServerError, encode, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,92 +19,72 @@ if TYPE_CHECKING:
 
     from at_least_semaphore_pod_hook.addresses import Address
     from at_least_semaphore_pod_hook.sidecar.lookup import Target
-    from at_least_semaphore_pod_hook.sidecar.resp import Reply
     from at_least_semaphore_pod_hook.sidecar.signals import Signals
 
     T = TypeVar("T")
 
-SCRIPTS = f"{__file__.rpartition('/')[0]}/../stores/redis/scripts"
 MAX_ERROR = 120
 CHUNK = 4_096
 
 
-class Script:
-    """A script of the store, and the name that the store knows it by.
-
-    One that is called once goes out `whole`: by its name it would mostly have to be sent a second time.
-    """
-
-    __slots__ = ("sha", "text", "whole")
-
-    def __init__(self, name: str, *, whole: bool = False) -> None:
-        self.whole = whole
-        try:
-            from _sha1 import sha1  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
-        except ImportError:  # An interpreter that was built with OpenSSL's hashes alone.
-            from hashlib import sha1  # noqa: PLC0415
-        # Not pathlib: another 200 kB in each pod.
-        with open(f"{SCRIPTS}/{name}.lua", "rb") as file:  # noqa: PTH123
-            data = file.read()
-        self.text = data.decode()
-        self.sha: str = sha1(data).hexdigest()  # noqa: S324 - a name, not a secret
-
-
 class Connection:
-    """Calls scripts. Whatever fails closes the connection, and the next call opens another.
+    """One connection, opened when it is asked for; whoever uses it closes it after a failure.
 
-    `unanswered` counts the calls that were sent and got no reply: each may or may not have been applied.
+    `deadline` is the moment, of the monotonic clock, at which each wait gives up. All methods that wait raise OSError
+    or ValueError for what the system says, UnavailableError where time is up or a file cannot be read, and
+    StopRequested where a signal asks to stop. `unavailable` makes one error of them.
     """
 
     def __init__(self, address: Address, signals: Signals) -> None:
-        self.unanswered = 0
-        self._address = address
+        self.address = address
+        self.deadline = 0.0
         self._signals = signals
         self._socket: _socket.socket | None = None
-        self._received = b""
-        self._deadline = 0.0
         self._lookup: Lookup | None = None
         self._known: list[Target] = []
         self._context: SSLContext | None = None
         self._want_read: tuple[type[OSError], ...] = ()
         self._want_write: tuple[type[OSError], ...] = ()
 
-    def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
-        """Run a script that returns a number.
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._socket is not None
 
-        Args:
-            script: What to run.
-            keys: Its KEYS.
-            arguments: Its ARGV.
-            deadline: The moment, of the monotonic clock, at which to give up.
+    def open(self) -> None:
+        """Connect, with TLS where the address says so."""
+        found = self._find()
+        for index, target in enumerate(found):
+            # What is left is shared out among the addresses that are left, so that a dead one does not eat it all.
+            now = time.monotonic()
+            share = now + (self.deadline - now) / (len(found) - index)
+            try:
+                self._connect(target, share)
+                break
+            except (OSError, StoreUnavailableError):
+                self.close()
+                if index == len(found) - 1:
+                    raise
+        if self.address.tls:
+            self._encrypt()
 
-        Raises:
-            StoreUnavailableError: There was no such reply in time; the message says why and contains no secret.
-            StopRequested: A signal asks to stop.
-        """
-        self._deadline = deadline
-        try:
-            if self._socket is not None:
-                try:
-                    return self._run(script, keys, arguments)
-                except OSError:
-                    # Most likely closed while it was idle, by a store that has restarted: no failure yet.
-                    self.close()
-            self._open()
-            return self._run(script, keys, arguments)
-        except (OSError, ValueError) as error:
-            self.close()
-            raise StoreUnavailableError(f"{self._address}: {_reason(error)}") from error
-        except StoreUnavailableError as error:
-            self.close()
-            raise StoreUnavailableError(f"{self._address}: {error}") from error
-        except BaseException:
-            # Its reply is still to come: nobody may take it for the next one's.
-            self.close()
-            raise
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        sock = self._connected()
+        left = memoryview(data)
+        while left:
+            left = left[self._patiently(lambda left=left: sock.send(left), select.POLLOUT) :]  # type: ignore[misc]
+
+    def receive(self) -> bytes:
+        """Return what comes next, at least a byte."""
+        sock = self._connected()
+        chunk: bytes = self._patiently(lambda: sock.recv(CHUNK), select.POLLIN)
+        if not chunk:
+            raise OSError(errno.ECONNRESET, "it closed the connection")
+        return chunk
 
     def idle(self, until: float) -> None:
-        """Let time pass, and let go of a connection that the store closes meanwhile; raises StopRequested."""
+        """Let time pass, and let go of a connection that the server closes meanwhile; raises StopRequested."""
         if self._socket is not None and self._signals.wait(until, self._socket.fileno()):
             self.close()
         self._signals.wait(until)
@@ -116,41 +95,10 @@ class Connection:
             self._socket.close()
             self._socket = None
 
-    def _run(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...]) -> int:
-        rest = (str(len(keys)), *keys, *arguments)
-        reply = self._ask("EVAL", script.text, *rest) if script.whole else self._ask("EVALSHA", script.sha, *rest)
-        if isinstance(reply, ServerError) and reply.code == "NOSCRIPT":
-            reply = self._ask("EVAL", script.text, *rest)
-        if isinstance(reply, ServerError):
-            raise StoreUnavailableError(f"it says: {_printable(reply.text)}")
-        if not isinstance(reply, int):
-            raise MalformedReplyError("the reply to a script is not a number")
-        return reply
-
-    def _ask(self, *command: str) -> Reply:
-        self.unanswered += 1
-        reply = self._exchange(*command)
-        self.unanswered -= 1
-        return reply
-
-    def _exchange(self, *command: str) -> Reply:
-        sock = self._socket
-        if sock is None:
+    def _connected(self) -> _socket.socket:
+        if self._socket is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        data = memoryview(encode(*command))
-        while data:
-            left = data
-            data = data[self._patiently(lambda left=left: sock.send(left), select.POLLOUT) :]  # type: ignore[misc]
-        while True:
-            parsed = parse(self._received)
-            if parsed is not None:
-                reply, end = parsed
-                self._received = self._received[end:]
-                return reply
-            chunk: bytes = self._patiently(lambda: sock.recv(CHUNK), select.POLLIN)
-            if not chunk:
-                raise OSError(errno.ECONNRESET, "it closed the connection")
-            self._received += chunk
+        return self._socket
 
     def _patiently(self, operation: Callable[[], T], blocked_on: int) -> T:
         """Do what may have to wait for the other side."""
@@ -163,38 +111,20 @@ class Connection:
                 events = select.POLLOUT
             except BlockingIOError:
                 events = blocked_on
-            self._wait(events)
-
-    def _wait(self, events: int) -> None:
-        if self._socket is None or not self._signals.wait(self._deadline, self._socket.fileno(), events):
-            raise StoreUnavailableError("no answer in time")
-
-    def _open(self) -> None:
-        found = self._find()
-        for index, target in enumerate(found):
-            # What is left is shared out among the addresses that are left, so that a dead one does not eat it all.
-            now = time.monotonic()
-            share = now + (self._deadline - now) / (len(found) - index)
-            try:
-                self._connect(target, share)
-                break
-            except (OSError, StoreUnavailableError):
-                self.close()
-                if index == len(found) - 1:
-                    raise
-        if self._address.tls:
-            self._encrypt()
-        self._greet()
+            if not self._signals.wait(self.deadline, self._connected().fileno(), events):
+                raise StoreUnavailableError("no answer in time")
 
     def _find(self) -> list[Target]:
-        name = self._address.host
+        if self.address.path:
+            return [(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, self.address.path)]
+        name = self.address.host
         host = name.encode("ascii" if name.isascii() else "idna")
         try:
-            return targets(host, self._address.port, _socket.AI_NUMERICHOST)
+            return targets(host, self.address.port, _socket.AI_NUMERICHOST)
         except OSError:
-            self._lookup = self._lookup or Lookup(host, self._address.port)
+            self._lookup = self._lookup or Lookup(host, self.address.port)
         now = time.monotonic()
-        if self._signals.wait((now + self._deadline) / 2, self._lookup.reader):
+        if self._signals.wait((now + self.deadline) / 2, self._lookup.reader):
             lookup, self._lookup = self._lookup, None
             try:
                 self._known = lookup.result()
@@ -210,8 +140,8 @@ class Connection:
         family, kind, protocol, address = target
         sock = self._socket = _socket.socket(family, kind, protocol)
         sock.setblocking(False)
-        sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-        self._received = b""
+        if family != _socket.AF_UNIX:
+            sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         self._want_read = self._want_write = ()
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
@@ -225,14 +155,12 @@ class Connection:
         import socket  # noqa: PLC0415 - what ssl wraps
         import ssl  # noqa: PLC0415 - 4 MB that only TLS needs
 
-        if self._socket is None:
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
-        if self._context is None:
-            self._context = ssl.create_default_context()
         self._want_read, self._want_write = (ssl.SSLWantReadError,), (ssl.SSLWantWriteError,)
-        plain = socket.socket(fileno=self._socket.detach())
+        context = self._trust()
+        plain = socket.socket(fileno=self._connected().detach())
         try:
-            tls = self._context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=self._address.host)
+            name = self.address.server_name or self.address.host
+            tls = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=name)
         except BaseException:
             self._socket = None
             plain.close()
@@ -240,26 +168,33 @@ class Connection:
         self._socket = tls
         self._patiently(tls.do_handshake, select.POLLIN)
 
-    def _greet(self) -> None:
-        address = self._address
-        if address.username or address.password:
-            who = (address.username, address.password) if address.username else (address.password,)
-            self._expect_ok("AUTH", *who)
-        if address.database:
-            self._expect_ok("SELECT", str(address.database))
+    def _trust(self) -> SSLContext:
+        """Return whom to trust and how to show who we are; what stands in files may have changed."""
+        import ssl  # noqa: PLC0415
 
-    def _expect_ok(self, *command: str) -> None:
-        reply = self._exchange(*command)
-        if isinstance(reply, ServerError):
-            # Its code alone: some servers repeat the arguments of a command that they don't know.
-            raise StoreUnavailableError(f"it says {_printable(reply.code)} to {command[0]}")
-        if reply != b"OK":
-            raise MalformedReplyError(f"the reply to {command[0]} is not OK")
+        address = self.address
+        # The system's authorities are many and don't change while a pod runs.
+        context = self._context
+        if context is None:
+            context = ssl.create_default_context(cafile=address.ca_file or None)
+            self._context = None if address.ca_file else context
+        if address.cert_file:
+            context.load_cert_chain(address.cert_file, address.key_file)
+        return context
+
+
+def unavailable(address: Address, error: Exception) -> StoreUnavailableError:
+    """Return the one error for all that can go wrong at a server: it says where and why, and contains no secret."""
+    why = str(error) if isinstance(error, UnavailableError) else _reason(error)
+    return StoreUnavailableError(f"{address}: {why}")
 
 
 def _reason(error: Exception) -> str:
-    return _printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
+    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    name = getattr(error, "filename", None)
+    return printable(f"{name}: {said}" if name else said)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Cut what others say to what fits into a line of log."""
     return "".join(char if char.isprintable() else "?" for char in text[:MAX_ERROR])

@@ -7,11 +7,11 @@ import time
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.sidecar import policy
-from at_least_semaphore_pod_hook.sidecar.connection import Connection, Script
 from at_least_semaphore_pod_hook.sidecar.log import STDERR, Log
 from at_least_semaphore_pod_hook.sidecar.port import Port
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 from at_least_semaphore_pod_hook.sidecar.signals import Signals, StopRequested
+from at_least_semaphore_pod_hook.sidecar.stores import open_store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,10 +35,22 @@ def run(settings: Sidecar) -> int:
     signals = Signals()
     try:
         _keep_standard_streams()
-        holding = _Holding(settings, signals, Log(settings))
-        return holding.hold()
+        log = Log(settings)
+        if settings.common.queue.kind == "memory":
+            return _watch(signals, log)
+        return _Holding(settings, signals, log).hold()
     finally:
         signals.close()
+
+
+def _watch(signals: Signals, log: Log) -> int:
+    """Wait for a signal, where the store is the webhook's memory: its controller renews and gives back."""
+    log.write("info", "the store is the webhook's memory: its controller renews the permit and gives it back")
+    try:
+        while True:
+            signals.wait(time.monotonic() + policy.MAX_LEASE_MS)
+    except StopRequested:
+        return 0
 
 
 def _keep_standard_streams() -> None:
@@ -53,18 +65,7 @@ class _Holding:
         self._settings = settings
         self._signals = signals
         self._log = log
-        self._connection = Connection(settings.common.queue.server, signals)
-        semaphore = f"{{{settings.namespace}/{settings.key}}}"
-        inflight = f"inflight/{semaphore}"
-        # In the order of every script's KEYS, whether it uses them or not.
-        self._keys = (
-            f"queue/{semaphore}",
-            inflight,
-            f"{inflight}/holders",
-            f"queue/{semaphore}/denied",
-            f"{inflight}/ended",
-        )
-        self._renew, self._release = Script("renew"), Script("release", whole=True)
+        self._store = open_store(settings.common.queue, f"{settings.namespace}/{settings.key}", signals)
         longest = policy.END_WITH_POD_SECONDS if settings.end_with_pod else policy.UNBOUNDED
         confirms = settings.confirm_port > 0
         longest_lost = policy.UNCONFIRMED_SECONDS if confirms else policy.UNBOUNDED
@@ -77,7 +78,7 @@ class _Holding:
         """Renew whenever it is due, until a signal or the pod's end; then give back, and return the exit code."""
         while True:
             try:
-                self._connection.idle(self._schedule.due)
+                self._store.idle(self._schedule.due)
                 over = self._renew_once()
             except StopRequested:
                 if self._waiting or self._settings.release_on != "exit":
@@ -98,9 +99,7 @@ class _Holding:
         sent = time.monotonic()
         deadline = sent + policy.try_timeout(self._schedule.lease_ms)
         try:
-            lease_ms = self._connection.call(
-                self._renew, self._keys, (self._settings.permit, self._settings.pod), deadline
-            )
+            lease_ms = self._store.renew(self._settings.permit, self._settings.pod, deadline)
             if not policy.ENDED <= lease_ms <= policy.MAX_LEASE_MS:
                 raise MalformedReplyError(f"a lease of {lease_ms} ms is not accepted")
         except StoreUnavailableError as error:
@@ -144,7 +143,7 @@ class _Holding:
         self._log.write("debug", "asked to stop, giving the permit back")
         health = policy.Health()
         failures = 0
-        self._connection.unanswered = 0
+        unanswered = self._store.unanswered
         while now < deadline:
             try:
                 released = self._release_once(min(deadline, now + policy.try_timeout(self._schedule.lease_ms)))
@@ -152,7 +151,7 @@ class _Holding:
                 failures += 1
                 self._say(health.unavailable(time.monotonic(), str(error)))
             else:
-                return self._released(released)
+                return self._released(released, lost=self._store.unanswered > unanswered)
             pause = policy.backoff(failures, self._schedule.lease_ms, _jitter(), policy.MAX_RELEASE_BACKOFF)
             self._signals.wait(min(deadline, time.monotonic() + pause))
             now = time.monotonic()
@@ -160,15 +159,15 @@ class _Holding:
         return 1
 
     def _release_once(self, deadline: float) -> int:
-        reply = self._connection.call(self._release, self._keys, (self._settings.permit, self._settings.pod), deadline)
+        reply = self._store.release(self._settings.permit, self._settings.pod, deadline)
         if reply not in (0, 1):
             raise MalformedReplyError(f"{reply} permits given back is not accepted")
         return reply
 
-    def _released(self, permits: int) -> int:
+    def _released(self, permits: int, *, lost: bool) -> int:
         if permits:
             self._log.write("info", "gave the permit back")
-        elif self._connection.unanswered:
+        elif lost:
             self._log.write("info", "gave the permit back, most likely by a try that got no answer")
         else:
             self._log.write("warning", NOT_OURS)

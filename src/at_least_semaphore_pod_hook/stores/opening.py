@@ -1,4 +1,4 @@
-"""From a store's URL to the store."""
+"""From a store's URL to the store. Only the client that the URL names is loaded."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from typing import TYPE_CHECKING
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from at_least_semaphore_pod_hook.addresses import StoreUrl
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
 
 
+def _redis(url: StoreUrl) -> Store:
+    from at_least_semaphore_pod_hook.stores.redis.store import RedisStore  # noqa: PLC0415
+
+    return RedisStore(url.server)
+
+
+def _memory(_url: StoreUrl) -> Store:
+    from at_least_semaphore_pod_hook.stores.memory import MemoryStore  # noqa: PLC0415
+
+    return MemoryStore()
+
+
+_OPENERS: dict[str, Callable[[StoreUrl], Store]] = {"redis": _redis, "memory": _memory}
+"""How each kind of store is opened, by `StoreUrl.kind`."""
+
+
 def open_store(url: StoreUrl) -> Store:
-    """Open the store that a URL names; it connects when it is first used. Only that kind's client is loaded.
+    """Open the store that a URL names; it connects when it is first used.
 
     Raises:
         InvalidInputError: There is no such kind of store.
     """
-    if url.kind == "redis":
-        from at_least_semaphore_pod_hook.stores.redis.store import RedisStore  # noqa: PLC0415
-
-        return RedisStore(url.server)
-    if url.kind == "memory":
-        from at_least_semaphore_pod_hook.stores.memory import MemoryStore  # noqa: PLC0415
-
-        return MemoryStore()
-    raise InvalidInputError(f"--queue-url: there is no store of kind {url.kind} yet")
+    if url.kind not in _OPENERS:
+        raise InvalidInputError(f"--queue-url: there is no store of kind {url.kind} yet")
+    return _OPENERS[url.kind](url)
