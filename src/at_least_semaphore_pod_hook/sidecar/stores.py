@@ -43,7 +43,23 @@ def _redis(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
     return open_redis(url, semaphore, signals)
 
 
-_OPENERS: dict[str, Callable[[StoreUrl, str, Signals], Store]] = {"redis": _redis}
+def _sentinel(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
+    from at_least_semaphore_pod_hook.sidecar.sentinel import open_sentinel  # noqa: PLC0415
+
+    return open_sentinel(url, semaphore, signals)
+
+
+def _cluster(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
+    from at_least_semaphore_pod_hook.sidecar.cluster import open_cluster  # noqa: PLC0415
+
+    return open_cluster(url, semaphore, signals)
+
+
+_OPENERS: dict[str, Callable[[StoreUrl, str, Signals], Store]] = {
+    "redis": _redis,
+    "sentinel": _sentinel,
+    "cluster": _cluster,
+}
 """How each kind of store is opened, by `StoreUrl.kind`. The memory store is not here: nobody can talk to it."""
 
 

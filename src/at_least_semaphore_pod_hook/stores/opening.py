@@ -16,7 +16,23 @@ if TYPE_CHECKING:
 def _redis(url: StoreUrl) -> Store:
     from at_least_semaphore_pod_hook.stores.redis.store import RedisStore  # noqa: PLC0415
 
-    return RedisStore(url.server)
+    return RedisStore(url.server, wait_replicas=url.wait_replicas)
+
+
+def _sentinel(url: StoreUrl) -> Store:
+    from at_least_semaphore_pod_hook.stores.redis.router import Router  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.redis.sentinel import Sentinels  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.redis.store import TIMEOUT_SECONDS, RedisStore  # noqa: PLC0415
+
+    return RedisStore.through(Router(Sentinels(url), url, TIMEOUT_SECONDS))
+
+
+def _cluster(url: StoreUrl) -> Store:
+    from at_least_semaphore_pod_hook.stores.redis.cluster import Nodes  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.redis.router import Router  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.redis.store import TIMEOUT_SECONDS, RedisStore  # noqa: PLC0415
+
+    return RedisStore.through(Router(Nodes(url), url, TIMEOUT_SECONDS))
 
 
 def _memory(_url: StoreUrl) -> Store:
@@ -25,7 +41,12 @@ def _memory(_url: StoreUrl) -> Store:
     return MemoryStore()
 
 
-_OPENERS: dict[str, Callable[[StoreUrl], Store]] = {"redis": _redis, "memory": _memory}
+_OPENERS: dict[str, Callable[[StoreUrl], Store]] = {
+    "redis": _redis,
+    "sentinel": _sentinel,
+    "cluster": _cluster,
+    "memory": _memory,
+}
 """How each kind of store is opened, by `StoreUrl.kind`."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import aclosing
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError
-from at_least_semaphore_pod_hook.redis_client import connect, translate
+from at_least_semaphore_pod_hook.errors import StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
@@ -22,12 +22,15 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreState,
     Step,
 )
-from at_least_semaphore_pod_hook.stores.redis.batcher import MAX_PIPELINES, Batcher, Script
+from at_least_semaphore_pod_hook.stores.redis.advice import Advisor
+from at_least_semaphore_pod_hook.stores.redis.batcher import Script
+from at_least_semaphore_pod_hook.stores.redis.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from at_least_semaphore_pod_hook.addresses import Address
+    from at_least_semaphore_pod_hook.stores.redis.server import Caller
 
 TIMEOUT_SECONDS = 5.0
 RECLAIM_BATCH = 1000
@@ -35,14 +38,14 @@ ADOPT_BATCH = 200
 STATE_PIECE = 1000
 
 
-def _script(name: str, *, epoch: bool = False) -> Script:
-    return Script.of(name, (files(__package__) / "scripts" / f"{name}.lua").read_text(), epoch=epoch)
+def _script(name: str, *, epoch: bool = False, grants: bool = False) -> Script:
+    return Script.of(name, (files(__package__) / "scripts" / f"{name}.lua").read_text(), epoch=epoch, grants=grants)
 
 
-ACQUIRE, RENEW, RELEASE = _script("acquire", epoch=True), _script("renew"), _script("release")
+ACQUIRE, RENEW, RELEASE = _script("acquire", epoch=True, grants=True), _script("renew"), _script("release")
 RECLAIM, FORGET_DENIED = _script("reclaim"), _script("forget_denied")
-BEGIN, SET_LENGTH, ADOPT = _script("begin", epoch=True), _script("set_length", epoch=True), _script("adopt")
-STATE = _script("state", epoch=True)
+BEGIN, SET_LENGTH = _script("begin", epoch=True), _script("set_length", epoch=True, grants=True)
+ADOPT, STATE = _script("adopt", grants=True), _script("state", epoch=True)
 
 
 class _Record(msgspec.Struct):
@@ -88,22 +91,28 @@ def _holder(permit: str, stored: bytes, lease_ms: int, now: int) -> Holder:
 
 
 class RedisStore:
-    """The `Store` contract over one Redis.
+    """The `Store` contract over Redis or Valkey.
 
     Args:
-        address: Where it is.
+        address: The server, where it is one; `through` is for the others.
         timeout: Seconds after which a connection or an answer is given up.
+        wait_replicas: How many replicas must have a grant before it counts.
     """
 
-    def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS) -> None:
-        self._address = address
-        self._redis = connect(address, timeout=timeout, max_connections=5)
-        calling = connect(address, timeout=timeout, max_connections=MAX_PIPELINES, bounded_by_caller=True, epochs=True)
-        self._batcher = Batcher(calling, str(address), timeout)
+    def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS, wait_replicas: int = 0) -> None:
+        advise = Advisor(str(address), wait_replicas=wait_replicas)
+        self._caller: Caller = Server(address, timeout, wait_replicas=wait_replicas, learned=advise)
+
+    @classmethod
+    def through(cls, caller: Caller) -> Self:
+        """Make a store of whatever calls the scripts."""
+        store = cls.__new__(cls)
+        store._caller = caller  # noqa: SLF001 - a second constructor
+        return store
 
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
         """See `Store.acquire`."""
-        reply = await self._batcher.call(
+        reply = await self._caller.call(
             ACQUIRE,
             _keys(request.key),
             (
@@ -129,28 +138,28 @@ class RedisStore:
 
     async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
         """See `Store.renew`."""
-        return int(await self._batcher.call(RENEW, _keys(key), (permit, pod)))
+        return int(await self._caller.call(RENEW, _keys(key), (permit, pod)))
 
     async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
         """See `Store.keep`."""
-        return int(await self._batcher.call(RENEW, _keys(key), (permit, pod, uid)))
+        return int(await self._caller.call(RENEW, _keys(key), (permit, pod, uid)))
 
     async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
         """See `Store.release`."""
-        return bool(await self._batcher.call(RELEASE, _keys(key), (permit, pod, int(ended))))
+        return bool(await self._caller.call(RELEASE, _keys(key), (permit, pod, int(ended))))
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`. Large numbers are taken back in batches, so that nobody waits long behind them."""
         total = 0
         while True:
-            taken = int(await self._batcher.call(RECLAIM, _keys(key), (RECLAIM_BATCH,)))
+            taken = int(await self._caller.call(RECLAIM, _keys(key), (RECLAIM_BATCH,)))
             total += taken
             if taken < RECLAIM_BATCH:
                 return total
 
     async def begin(self, key: SemaphoreKey, fence: Fence) -> Step:
         """See `Store.begin`."""
-        reply: list[Any] = await self._batcher.call(BEGIN, _keys(key), (fence.domain, fence.token))
+        reply: list[Any] = await self._caller.call(BEGIN, _keys(key), (fence.domain, fence.token))
         if not reply[0]:
             raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
         _, token, length, held, complete = reply
@@ -158,7 +167,7 @@ class RedisStore:
 
     async def set_length(self, key: SemaphoreKey, length: int, fence: Fence) -> None:
         """See `Store.set_length`."""
-        if not await self._batcher.call(SET_LENGTH, _keys(key), (fence.domain, fence.token, length)):
+        if not await self._caller.call(SET_LENGTH, _keys(key), (fence.domain, fence.token, length)):
             raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
 
     async def adopt(self, key: SemaphoreKey, adoptees: Sequence[Adoptee], fence: Fence) -> int:
@@ -168,7 +177,7 @@ class RedisStore:
             batch = adoptees[start : start + ADOPT_BATCH]
             rows = [(one.permit, one.pod, one.uid, one.token, one.expiration_seconds * 1000) for one in batch]
             args = (fence.domain, fence.token, *(value for row in rows for value in row))
-            adopted = int(await self._batcher.call(ADOPT, _keys(key), args))
+            adopted = int(await self._caller.call(ADOPT, _keys(key), args))
             if adopted < 0:
                 raise StaleFenceError(f"semaphore {key}: fencing token {fence.token} of {fence.domain} is out of date")
             total += adopted
@@ -182,7 +191,7 @@ class RedisStore:
         holders: dict[str, Holder] = {}
         start, size = "", STATE_PIECE
         while True:
-            (length, now, complete), rest, denied = await self._batcher.call(STATE, _keys(key), (start, size))
+            (length, now, complete), rest, denied = await self._caller.call(STATE, _keys(key), (start, size))
             known = len(holders)
             for permit, stored, lease_ms in zip(rest[::3], rest[1::3], rest[2::3], strict=True):
                 holder = _holder(permit.decode(), stored, lease_ms, now)
@@ -198,26 +207,23 @@ class RedisStore:
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
         """See `Store.forget_denied`."""
-        await self._batcher.call(FORGET_DENIED, _keys(key), (owner,))
+        await self._caller.call(FORGET_DENIED, _keys(key), (owner,))
 
     async def changes(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.changes`: a subscription to the channels that `release.lua` publishes to."""
-        with translate(self._address, StoreUnavailableError):
-            async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                await channel.psubscribe("queue/{*}")
-                async for message in channel.listen():
-                    if found := _queue_pattern.fullmatch(message["channel"]):
-                        yield SemaphoreKey(found[1].decode(), found[2].decode())
+        async with aclosing(self._caller.channels("queue/{*}")) as channels:
+            async for channel in channels:
+                if found := _queue_pattern.fullmatch(channel):
+                    yield SemaphoreKey(found[1].decode(), found[2].decode())
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
         """See `Store.semaphores`."""
-        with translate(self._address, StoreUnavailableError):
-            async for name in self._redis.scan_iter(match="inflight/{*}", count=1000, _type="ZSET"):
+        async with aclosing(self._caller.sorted_sets("inflight/{*}")) as names:
+            async for name in names:
                 # Whoever reaches the store may have left keys there that are none of ours.
                 if found := _semaphore_pattern.fullmatch(name):
                     yield SemaphoreKey(found[1].decode(), found[2].decode())
 
     async def close(self) -> None:
         """See `Store.close`."""
-        await self._batcher.close()
-        await self._redis.aclose()
+        await self._caller.close()
