@@ -50,8 +50,10 @@ class Home:
             try:
                 return self._follow(script, keys, arguments, share)
             except RefusedError as refused:
+                if refused.reply.code not in ELSEWHERE:
+                    raise
                 self._forget()
-                if refused.reply.code not in ELSEWHERE or left == 1:
+                if left == 1:
                     raise
             except StoreUnavailableError:
                 self._forget()
