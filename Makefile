@@ -38,6 +38,12 @@ test: install check ## Install what the tests run, and run all of them
 	@tools/test-programs
 	$(BIN)/pytest tests/contract tests/cluster
 
+.PHONY: properties
+properties: export OPERATIONS ?= 1000000
+properties: install ## Compare every store with its specification over a million random operations (OPERATIONS=n, SEED=n)
+	@tools/test-programs
+	$(BIN)/pytest -q tests/contract/test_stateful.py
+
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
 	$(BIN)/python bench/admissions.py
@@ -49,6 +55,10 @@ bench-handover: install ## Measure hand-over, order, throughput and faults on a 
 .PHONY: bench-scale
 bench-scale: install ## Measure each operation at 100,000 holders beside 10 (two minutes; nothing else should run)
 	$(BIN)/python bench/scale.py
+
+.PHONY: bench-failover
+bench-failover: install ## Measure for how long admissions fail when a server is lost (three minutes; nothing else should run)
+	$(BIN)/python bench/failover.py
 
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds

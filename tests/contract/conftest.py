@@ -3,102 +3,26 @@
 from __future__ import annotations
 
 import compileall
-import json
-from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-import redis
 
-from at_least_semaphore_pod_hook.addresses import Address
-from at_least_semaphore_pod_hook.stores.memory import MemoryStore
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
 from devcluster.stores import EtcdServer, RedisServer
+from tests.contract.etcd_subject import EtcdSubject
 from tests.contract.lock_backends import LockBackend
 from tests.contract.lock_worker import ETCD_TTL, REDLOCK_TTL
+from tests.contract.subjects import MemorySubject, RedisSubject, Subject
 from tests.sidecar_harness import PACKAGE, Process, Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
-    from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
-    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
+    from at_least_semaphore_pod_hook.semaphore.contracts import Lock
 
 
-class Subject(ABC):
-    """A store under test, with a hand on its clock."""
-
-    store: Store
-
-    @abstractmethod
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-
-    @abstractmethod
-    def dump(self) -> object:
-        """Everything that is stored, to be compared."""
-
-    @abstractmethod
-    def begin_epoch(self) -> None:
-        """Do what happens to a store that may lose data by it."""
-
-    @abstractmethod
-    def lose(self, key: SemaphoreKey, permit: str) -> None:
-        """Lose a holder."""
-
-
-class MemorySubject(Subject):
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-        self.memory = MemoryStore(lambda: self.now)
-        self.store: Store = self.memory
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-    def dump(self) -> object:
-        return repr(self.memory._semaphores)
-
-    def begin_epoch(self) -> None:
-        self.memory.epoch += 1
-
-    def lose(self, key: SemaphoreKey, permit: str) -> None:
-        del self.memory._semaphores[key].permits[permit]
-
-
-class RedisSubject(Subject):
-    """Time passes by moving what is stored into the past: the server's own clock stays as it is."""
-
-    def __init__(self, server: RedisServer) -> None:
-        self.client: Any = redis.Redis(port=server.port, decode_responses=True)
-        self.client.flushall()
-        self.store: Store = RedisStore(Address("127.0.0.1", server.port))
-
-    def advance(self, seconds: float) -> None:
-        milliseconds = int(seconds * 1000)
-        for name in self.client.scan_iter(match="inflight/*", _type="ZSET"):
-            for permit in self.client.zrange(name, 0, -1):
-                self.client.zincrby(name, -milliseconds, permit)
-                if name.endswith("/ended"):
-                    continue
-                holder = json.loads(self.client.hget(f"{name}/holders", permit))
-                holder["granted"] -= milliseconds
-                holder["renewed"] -= milliseconds
-                self.client.hset(f"{name}/holders", permit, json.dumps(holder))
-
-    def dump(self) -> object:
-        return {name: self.client.dump(name) for name in sorted(self.client.scan_iter())}
-
-    def begin_epoch(self) -> None:
-        # As a replica that is made a primary.
-        self.client.replicaof("127.0.0.1", "1")
-        self.client.replicaof("NO", "ONE")
-        self.client.client_kill_filter(_type="normal", skipme=True)
-
-    def lose(self, key: SemaphoreKey, permit: str) -> None:
-        self.client.zrem(f"inflight/{{{key}}}", permit)
-        self.client.hdel(f"inflight/{{{key}}}/holders", permit)
+KINDS = ("memory", "redis", "valkey", "etcd")
+"""The stores of the contract suite."""
 
 
 @pytest.fixture(scope="session")
@@ -114,17 +38,26 @@ def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
         yield server
 
 
-@pytest.fixture(params=["memory", "redis", "valkey"])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
-    made: Subject
-    if request.param == "memory":
-        made = MemorySubject()
-    else:
-        made = RedisSubject(request.getfixturevalue(f"{request.param}_server"))
+@pytest.fixture(scope="session")
+def new_subject(request: pytest.FixtureRequest) -> Callable[[str], Subject]:
+    """Make a subject of a kind; the servers of that kind start with the first one."""
+
+    def make(kind: str) -> Subject:
+        if kind == "memory":
+            return MemorySubject()
+        if kind == "etcd":
+            return EtcdSubject(request.getfixturevalue("etcd_server"))
+        server: RedisServer = request.getfixturevalue(f"{kind}_server")
+        return RedisSubject(f"redis://{server.address}", [server.port])
+
+    return make
+
+
+@pytest.fixture(params=KINDS)
+async def subject(request: pytest.FixtureRequest, new_subject: Callable[[str], Subject]) -> AsyncIterator[Subject]:
+    made = new_subject(request.param)
     yield made
-    await made.store.close()
-    if isinstance(made, RedisSubject):
-        made.client.close()
+    await made.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

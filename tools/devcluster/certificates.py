@@ -31,24 +31,32 @@ class Authority:
         self.ca_file = directory / "ca.crt"
         self.ca_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def issue_server(self, name: str, hosts: Sequence[str]) -> tuple[Path, Path]:
-        """Write `<name>.crt` and `<name>.key` for these host names and addresses; return both paths."""
+    def issue_server(self, name: str, hosts: Sequence[str], *, also_client: bool = False) -> tuple[Path, Path]:
+        """Write `<name>.crt` and `<name>.key` for these host names and addresses; return both paths.
+
+        With `also_client` it can be shown to other servers as well, as etcd does to itself.
+        """
         names = [x509.DNSName(host) if not _is_address(host) else _address(host) for host in hosts]
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        return self._issue(name, subject, ExtendedKeyUsageOID.SERVER_AUTH, x509.SubjectAlternativeName(names))
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH] + [ExtendedKeyUsageOID.CLIENT_AUTH] * also_client
+        return self._issue(name, subject, usages, x509.SubjectAlternativeName(names))
 
     def issue_client(self, name: str, user: str, groups: Sequence[str]) -> tuple[Path, Path]:
         """Write `<name>.crt` and `<name>.key` that make the holder `user` of `groups`; return both paths."""
         attributes = [x509.NameAttribute(NameOID.COMMON_NAME, user)]
         attributes += [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in groups]
-        return self._issue(name, x509.Name(attributes), ExtendedKeyUsageOID.CLIENT_AUTH, None)
+        return self._issue(name, x509.Name(attributes), [ExtendedKeyUsageOID.CLIENT_AUTH], None)
 
     def _issue(
-        self, name: str, subject: x509.Name, usage: x509.ObjectIdentifier, names: x509.SubjectAlternativeName | None
+        self,
+        name: str,
+        subject: x509.Name,
+        usages: list[x509.ObjectIdentifier],
+        names: x509.SubjectAlternativeName | None,
     ) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         builder = _builder(subject, key.public_key()).issuer_name(self._name)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
         # Strict verification (the default of newer Pythons) asks for the authority's key identifier.
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         builder = builder.add_extension(identifier, False)

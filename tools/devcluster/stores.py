@@ -110,7 +110,8 @@ class EtcdServer(_Server):
     """A single etcd member; `url` is its client URL.
 
     Heartbeat and election are set to 10 and 100 ms, so that it starts at once. Without `fsync` writes are faster and
-    survive a SIGKILL of the process, but not a power cut. `arguments` are further flags of etcd.
+    survive a SIGKILL of the process, but not a power cut. `arguments` are further flags of etcd. With `tls`, a
+    certificate and its key, clients talk TLS to it; `ready` cannot tell then.
     """
 
     def __init__(
@@ -121,16 +122,19 @@ class EtcdServer(_Server):
         port: int | None = None,
         arguments: Sequence[str] = (),
         binary: Path | None = None,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         binary = binary or find_or_build(["etcd"])["etcd"]
         port = port or free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         peer = f"http://127.0.0.1:{free_port()}"
         argv = [str(binary), "--name=default", f"--data-dir={directory / 'data'}", "--log-level=warn"]
         argv += [f"--listen-client-urls={self.url}", f"--advertise-client-urls={self.url}"]
         argv += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
         argv += [f"--initial-cluster=default={peer}", "--heartbeat-interval=10", "--election-timeout=100"]
+        if tls:
+            argv += [f"--cert-file={tls[0]}", f"--key-file={tls[1]}"]
         if not fsync and (program_version(binary) or (0, 0, 0)) >= (3, 5, 0):
             argv.append("--unsafe-no-fsync")
         super().__init__(Process("etcd", [*argv, *arguments], directory / "etcd.log"), port)

@@ -1,11 +1,11 @@
 """A client for etcd v3, over the JSON that each etcd serves beside gRPC (https://etcd.io/docs, "gRPC gateway").
 
-It has what the lock needs and nothing of the lock's.
+It has what lock and store need and nothing that is theirs.
 """
 
 from at_least_semaphore_pod_hook.etcd.client import Client
 from at_least_semaphore_pod_hook.etcd.errors import EtcdRefusedError, EtcdUnavailableError
-from at_least_semaphore_pod_hook.etcd.wire import Compare, Delete, Operation, Put, Range, Watch, prefix_end
+from at_least_semaphore_pod_hook.etcd.wire import Compare, Delete, Operation, Put, Range, Watch, prefix_end, unchanged
 
 __all__ = [
     "Client",
@@ -18,4 +18,5 @@ __all__ = [
     "Range",
     "Watch",
     "prefix_end",
+    "unchanged",
 ]

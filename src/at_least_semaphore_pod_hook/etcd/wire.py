@@ -25,6 +25,7 @@ class Range(_Request):
     sort_target: Literal["KEY", "VERSION", "CREATE", "MOD", "VALUE"] = "KEY"
     keys_only: bool = False
     max_create_revision: int = 0
+    count_only: bool = False
 
 
 class Put(_Request):
@@ -57,9 +58,15 @@ class Compare(_Request, omit_defaults=False):
     """
 
     key: bytes
-    create_revision: int
-    target: Literal["CREATE"] = "CREATE"
+    create_revision: int | msgspec.UnsetType = msgspec.UNSET
+    mod_revision: int | msgspec.UnsetType = msgspec.UNSET
+    target: Literal["CREATE", "MOD"] = "CREATE"
     result: Literal["EQUAL"] = "EQUAL"
+
+
+def unchanged(key: bytes, mod_revision: int) -> Compare:
+    """Return the condition that a key was last written at this revision; 0 for a key that does not exist."""
+    return Compare(key, mod_revision=mod_revision, target="MOD")
 
 
 class Txn(_Request):
@@ -97,6 +104,12 @@ class Credentials(_Request):
 
     name: str
     password: str
+
+
+class TimeToLiveRequest(_Request):
+    """A lease that is asked about."""
+
+    id: int = msgspec.field(name="ID", default=0)
 
 
 class Header(msgspec.Struct):
@@ -149,6 +162,11 @@ class OperationResponse(msgspec.Struct):
         """The keys that were read; none where it was no read."""
         return self.response_range.kvs if self.response_range else []
 
+    @property
+    def count(self) -> int:
+        """How many keys there are in the range that was read, whatever the limit."""
+        return self.response_range.count if self.response_range else 0
+
 
 class TxnResponse(msgspec.Struct):
     """Which branch was taken, and the answers to its steps."""
@@ -166,6 +184,15 @@ class LeaseResponse(msgspec.Struct):
     ttl: int = msgspec.field(name="TTL", default=0)
 
 
+class TimeToLiveResponse(msgspec.Struct):
+    """A lease's whole seconds left to live, -1 where it has ended, and how many a renewal gives it."""
+
+    header: Header = msgspec.field(default_factory=Header)
+    id: int = msgspec.field(name="ID", default=0)
+    ttl: int = msgspec.field(name="TTL", default=0)
+    granted_ttl: int = msgspec.field(name="grantedTTL", default=0)
+
+
 class Token(msgspec.Struct):
     """Proof of a login."""
 
@@ -180,12 +207,16 @@ class Event(msgspec.Struct):
 
 
 class WatchResponse(msgspec.Struct):
-    """News from a watch. A canceled one gets no more."""
+    """News from a watch.
+
+    A canceled one gets no more; where its start was compacted, `compact_revision` is the first one that is still known.
+    """
 
     header: Header = msgspec.field(default_factory=Header)
     events: list[Event] = []
     canceled: bool = False
     cancel_reason: str = ""
+    compact_revision: int = 0
 
 
 class Refusal(msgspec.Struct):

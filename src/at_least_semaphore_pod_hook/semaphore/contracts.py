@@ -68,8 +68,8 @@ class Store(Protocol):
         With `ended` it also notes, for an hour, that the other containers of the permit's pod are over, where the
         permit is free already as well. A grant under the same name clears the note.
 
-        Returns False where it is free already, and changes nothing else then; False, without any change, where it is
-        another's.
+        Returns False where it is free already, and changes nothing else then, except that what is left of an expired
+        permit goes, so that no renewal revives it; False, without any change, where it is another's.
         """
         ...
 

@@ -43,6 +43,12 @@ def _redis(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
     return open_redis(url, semaphore, signals)
 
 
+def _etcd(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
+    from at_least_semaphore_pod_hook.sidecar.etcd import open_etcd  # noqa: PLC0415
+
+    return open_etcd(url, semaphore, signals)
+
+
 def _sentinel(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
     from at_least_semaphore_pod_hook.sidecar.sentinel import open_sentinel  # noqa: PLC0415
 
@@ -59,6 +65,7 @@ _OPENERS: dict[str, Callable[[StoreUrl, str, Signals], Store]] = {
     "redis": _redis,
     "sentinel": _sentinel,
     "cluster": _cluster,
+    "etcd": _etcd,
 }
 """How each kind of store is opened, by `StoreUrl.kind`. The memory store is not here: nobody can talk to it."""
 

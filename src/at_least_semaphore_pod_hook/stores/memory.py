@@ -161,20 +161,21 @@ class MemoryStore:
 
     async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
         """See `Store.release`."""
+        now = self._now_ms()
         permits = self._get(key).permits
-        if permit in permits and permits[permit].is_of_another(pod):
+        held = permits.get(permit)
+        if held and held.is_of_another(pod):
             return False
         if ended:
             semaphore = self._semaphores.setdefault(key, _Semaphore())
-            now = self._now_ms()
             noted = {other: at for other, at in semaphore.ended.items() if at > now - ENDED_SECONDS * 1000}
             semaphore.ended = noted | {permit: now}
-        if permit not in permits:
+        if held is None:
             return False
         del permits[permit]
         for listener in self._listeners:
             listener.put_nowait(key)
-        return True
+        return held.lease_end_ms > now
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`."""

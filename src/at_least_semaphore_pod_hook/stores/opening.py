@@ -35,6 +35,12 @@ def _cluster(url: StoreUrl) -> Store:
     return RedisStore.through(Router(Nodes(url), url, TIMEOUT_SECONDS))
 
 
+def _etcd(url: StoreUrl) -> Store:
+    from at_least_semaphore_pod_hook.stores.etcd.store import open_etcd_store  # noqa: PLC0415
+
+    return open_etcd_store(url.addresses)
+
+
 def _memory(_url: StoreUrl) -> Store:
     from at_least_semaphore_pod_hook.stores.memory import MemoryStore  # noqa: PLC0415
 
@@ -45,6 +51,7 @@ _OPENERS: dict[str, Callable[[StoreUrl], Store]] = {
     "redis": _redis,
     "sentinel": _sentinel,
     "cluster": _cluster,
+    "etcd": _etcd,
     "memory": _memory,
 }
 """How each kind of store is opened, by `StoreUrl.kind`."""

@@ -173,7 +173,8 @@ class RedisStore:
     async def adopt(self, key: SemaphoreKey, adoptees: Sequence[Adoptee], fence: Fence) -> int:
         """See `Store.adopt`. Large numbers are put back in batches: it may be repeated."""
         total = 0
-        for start in range(0, len(adoptees), ADOPT_BATCH):
+        # Once where there are none, too: an outdated fence is said all the same.
+        for start in range(0, len(adoptees) or 1, ADOPT_BATCH):
             batch = adoptees[start : start + ADOPT_BATCH]
             rows = [(one.permit, one.pod, one.uid, one.token, one.expiration_seconds * 1000) for one in batch]
             args = (fence.domain, fence.token, *(value for row in rows for value in row))

@@ -6,8 +6,11 @@
 -- KEYS[5] inflight/{semaphore}/ended (see acquire.lua)
 -- ARGV[1] permit   ARGV[2] the name of the pod that gives it back, or ''
 -- ARGV[3] '1' to note for an hour that the pod's other containers have ended, whether it holds the permit or not
--- Returns 1; 0 where the permit is not held, or was confirmed by a pod of another name, of which nothing is noted.
+-- Returns 1; 0 where the permit is not held, or was confirmed by a pod of another name, of which nothing is noted. What is
+-- left of an expired permit goes as well, so that no renewal revives it.
 -- Whoever waits hears of it on the channel that is named as KEYS[1].
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local stored = ARGV[2] ~= '' and redis.call('HGET', KEYS[3], ARGV[1])
 if stored then
   local holder = cjson.decode(stored)
@@ -15,16 +18,14 @@ if stored then
     return 0
   end
 end
+local lease_end = tonumber(redis.call('ZSCORE', KEYS[2], ARGV[1]) or '0')
 redis.call('HDEL', KEYS[3], ARGV[1])
-local released = redis.call('ZREM', KEYS[2], ARGV[1])
-if released == 1 then
+if redis.call('ZREM', KEYS[2], ARGV[1]) == 1 then
   redis.call('PUBLISH', KEYS[1], 'released')
 end
 if ARGV[3] == '1' then
-  local clock = redis.call('TIME')
-  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', now - 3600000)
   redis.call('ZADD', KEYS[5], now, ARGV[1])
   redis.call('PEXPIRE', KEYS[5], 3600000)
 end
-return released
+return lease_end > now and 1 or 0

@@ -1,0 +1,80 @@
+"""Names of semaphores: those with holders, and those that have just lost one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.etcd import Range, Watch, prefix_end
+from at_least_semaphore_pod_hook.etcd_permits import INFLIGHT
+from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from at_least_semaphore_pod_hook.etcd import Client
+
+PAGE = 500
+MAX_FRUITLESS = 3
+REWATCH_SECONDS = 0.1
+_ALL = INFLIGHT.encode()
+_PARTS = 4
+
+
+def semaphore_of(key: bytes) -> SemaphoreKey | None:
+    """Return the semaphore that a holder's key belongs to; None where the key is none of ours."""
+    parts = key.split(b"/")
+    return SemaphoreKey(parts[1].decode(), parts[2].decode()) if len(parts) == _PARTS and key.isascii() else None
+
+
+async def named(client: Client) -> AsyncIterator[SemaphoreKey]:
+    """Yield the semaphores that have holders, each once.
+
+    Where one has more than fit on a page, the rest of them is skipped.
+    """
+    start, last = _ALL, None
+    while True:
+        answer = await client.range(Range(start, prefix_end(_ALL), limit=PAGE, keys_only=True))
+        for kv in answer.kvs:
+            key = semaphore_of(kv.key)
+            if key is not None and key != last:
+                yield key
+            last = key or last
+        if len(answer.kvs) < PAGE:
+            return
+        end = answer.kvs[-1].key
+        start = prefix_end(end[: end.rindex(b"/") + 1]) if semaphore_of(end) else end + b"\0"
+
+
+async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
+    """Yield a semaphore whenever holders of it are deleted, at whichever endpoint and whatever becomes of it.
+
+    Raises:
+        StoreUnavailableError: Endpoints can be reached, but their watches end at once.
+        EtcdUnavailableError: No endpoint can be reached.
+        EtcdRefusedError: etcd refused.
+    """
+    start = fruitless = 0
+    while fruitless < MAX_FRUITLESS:
+        fruitless += 1
+        compacted = False
+        request = Watch(_ALL, prefix_end(_ALL), start_revision=start, filters=["NOPUT"])
+        async with contextlib.aclosing(client.watch(request)) as watch:
+            async for news in watch:
+                if news.canceled:
+                    compacted = news.compact_revision > 0
+                    break
+                fruitless = 0
+                start = max(start, news.header.revision + 1)
+                for key in dict.fromkeys(semaphore_of(event.kv.key) for event in news.events):
+                    if key is not None:
+                        yield key
+        if compacted:
+            # What happened meanwhile cannot be had any more. From now on, and whoever may have changed is named.
+            start = (await client.range(Range(_ALL, limit=1, keys_only=True))).header.revision + 1
+            async for key in named(client):
+                yield key
+        await asyncio.sleep(REWATCH_SECONDS)
+    raise StoreUnavailableError("etcd: a watch ends as soon as it begins")
