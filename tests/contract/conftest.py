@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from devcluster.stores import EtcdServer, RedisServer
+from devcluster.topologies import RedisCluster, SentinelGroup, client
+from devcluster.topologies_etcd import EtcdGroup
 from tests.contract.etcd_subject import EtcdSubject
 from tests.contract.lock_backends import LockBackend
 from tests.contract.lock_worker import ETCD_TTL, REDLOCK_TTL
@@ -21,36 +23,72 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock
 
 
-KINDS = ("memory", "redis", "valkey", "etcd")
+KINDS = ("memory", "redis", "valkey", "sentinel", "cluster", "etcd", "etcd-3")
 """The stores of the contract suite."""
+
+DEBUGGING = ("--enable-debug-command", "local")
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis"), prefer="redis") as server:
+    with RedisServer(tmp_path_factory.mktemp("redis"), prefer="redis", arguments=DEBUGGING) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("valkey"), prefer="valkey") as server:
+    with RedisServer(tmp_path_factory.mktemp("valkey"), prefer="valkey", arguments=DEBUGGING) as server:
         assert server.kind == "valkey"
         yield server
+
+
+@pytest.fixture(scope="session")
+def sentinel_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelGroup]:
+    # Nothing is to fail over here, however busy the machine is.
+    directory = tmp_path_factory.mktemp("sentinel")
+    with SentinelGroup(directory, down_after_ms=30_000, arguments=DEBUGGING) as group:
+        yield group
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    directory = tmp_path_factory.mktemp("cluster")
+    with RedisCluster(directory, node_timeout_ms=30_000, arguments=DEBUGGING) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def etcd_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdGroup]:
+    with EtcdGroup(tmp_path_factory.mktemp("etcd-group")) as group:
+        yield group
 
 
 @pytest.fixture(scope="session")
 def new_subject(request: pytest.FixtureRequest) -> Callable[[str], Subject]:
     """Make a subject of a kind; the servers of that kind start with the first one."""
 
-    def make(kind: str) -> Subject:
-        if kind == "memory":
-            return MemorySubject()
-        if kind == "etcd":
-            return EtcdSubject(request.getfixturevalue("etcd_server"))
+    def single(kind: str) -> Subject:
         server: RedisServer = request.getfixturevalue(f"{kind}_server")
-        return RedisSubject(f"redis://{server.address}", [server.port])
+        return RedisSubject(f"redis://{server.address}", [client(server.port)])
 
-    return make
+    def sentinel() -> Subject:
+        group: SentinelGroup = request.getfixturevalue("sentinel_group")
+        return RedisSubject(group.url, [group.client(group.primary())])
+
+    def cluster() -> Subject:
+        nodes: RedisCluster = request.getfixturevalue("redis_cluster")
+        return RedisSubject(nodes.url, [client(server.port) for server in nodes.servers])
+
+    makers: dict[str, Callable[[], Subject]] = {
+        "memory": MemorySubject,
+        "redis": lambda: single("redis"),
+        "valkey": lambda: single("valkey"),
+        "sentinel": sentinel,
+        "cluster": cluster,
+        "etcd": lambda: EtcdSubject([request.getfixturevalue("etcd_server").port]),
+        "etcd-3": lambda: EtcdSubject([member.port for member in request.getfixturevalue("etcd_group").members]),
+    }
+    return lambda kind: makers[kind]()
 
 
 @pytest.fixture(params=KINDS)

@@ -7,12 +7,13 @@ import http.client
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from at_least_semaphore_pod_hook.addresses import Address, parse_store_url
-from at_least_semaphore_pod_hook.etcd import Client, prefix_end
+from at_least_semaphore_pod_hook.etcd import Client
 from at_least_semaphore_pod_hook.etcd.wire import LeaseResponse, TimeToLiveResponse
-from at_least_semaphore_pod_hook.etcd_permits import EPOCH, KEEP_ALIVE, LEASE_GRANT, head_key, holder_key
+from at_least_semaphore_pod_hook.etcd_permits import KEEP_ALIVE, LEASE_GRANT, holder_key
 from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from tests.contract.subjects import Clock, Subject
@@ -20,22 +21,22 @@ from tests.contract.subjects import Clock, Subject
 if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
-    from devcluster.stores import EtcdServer
 
+EPOCH_KEY = b"epoch"
 MIN_TTL = 1
 
 
 class VirtualLeases:
-    """Leases whose time passes with `clock`: `sweep` revokes those that have come to their end, as etcd would."""
+    """Leases whose time passes when `advance` says so: those that have come to their end are revoked, as etcd would."""
 
-    def __init__(self, port: int, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, clock: Clock, port: int) -> None:
+        self.clock = clock
         self._port = port
         self._leases: dict[int, tuple[float, int]] = {}
 
     @property
     def now(self) -> float:
-        return self._clock.us / 1_000_000
+        return self.clock.us / 1_000_000
 
     def granted(self, lease: int, ttl: int) -> None:
         ttl = max(ttl, MIN_TTL)
@@ -57,7 +58,8 @@ class VirtualLeases:
     def revoked(self, lease: int) -> None:
         self._leases.pop(lease, None)
 
-    def sweep(self) -> None:
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
         for lease in [lease for lease, (end, _) in self._leases.items() if end <= self.now]:
             self.revoke(lease)
 
@@ -80,8 +82,8 @@ class VirtualClient(Client):
 
     REAL_SECONDS = 100_000
 
-    def __init__(self, address: Address, leases: VirtualLeases) -> None:
-        super().__init__([address], timeout=5.0)
+    def __init__(self, addresses: Sequence[Address], leases: VirtualLeases) -> None:
+        super().__init__(addresses, timeout=5.0)
         self._virtual = leases
 
     async def grant(self, ttl: int, lease: int = 0) -> LeaseResponse:
@@ -111,53 +113,63 @@ class VirtualClient(Client):
 
 
 class EtcdSubject(Subject):
-    """The store over a real etcd, with leases that live in virtual time."""
+    """A real etcd; the time of its leases is the subject's, and so is the one that fencing tokens are made of.
+
+    Args:
+        ports: Those of the cluster's members.
+    """
 
     tick = 1.0
     reclaims = True
 
-    def __init__(self, server: EtcdServer) -> None:
+    def __init__(self, ports: Sequence[int]) -> None:
         self.clock = Clock()
-        self.leases = VirtualLeases(server.port, self.clock)
-        self._address = Address("127.0.0.1", server.port)
+        self.leases = VirtualLeases(self.clock, ports[0])
+        self._addresses = [Address("127.0.0.1", port) for port in ports]
         self._values = itertools.count()
         self.leases.post("/v3/kv/deleterange", {"key": _encoded(b"\0"), "range_end": _encoded(b"\0")})
-        self.stores = [self.another() for _ in range(2)]
+        self.stores: Sequence[Store] = [self._open_in_virtual_time() for _ in range(2)]
 
-    def another(self) -> EtcdStore:
-        """Open one more store over the same cluster and clock."""
-        client = VirtualClient(self._address, self.leases)
+    def _open_in_virtual_time(self) -> EtcdStore:
+        client = VirtualClient(self._addresses, self.leases)
         return EtcdStore(client, clock=lambda: self.leases.now, now_us=lambda: self.clock.us)
 
     def open(self) -> Store:
-        return open_store(parse_store_url(f"etcd://{self._address}"))
+        hosts = ",".join(f"127.0.0.1:{address.port}" for address in self._addresses)
+        return open_store(parse_store_url(f"etcd://{hosts}"))
 
     def advance(self, seconds: float) -> None:
-        super().advance(seconds)
-        self.leases.sweep()
+        self.leases.advance(seconds)
+
+    def forget(self, key: SemaphoreKey) -> None:
+        name = str(key)
+        prefixes = [f"{kind}/{name}/" for kind in ("inflight", "denied", "ended")]
+        for first, end in [(f"queue/{name}", f"queue/{name}\0"), *((one, one[:-1] + "0") for one in prefixes)]:
+            body = {"key": _encoded(first.encode()), "range_end": _encoded(end.encode()), "prev_kv": True}
+            for kv in self.leases.post("/v3/kv/deleterange", body).get("prev_kvs", []):
+                if "lease" in kv:
+                    self.leases.revoke(int(kv["lease"]))
 
     def dump(self) -> object:
         answer = self.leases.post("/v3/kv/range", {"key": _encoded(b"\0"), "range_end": _encoded(b"\0")})
         return [
-            (base64.b64decode(kv["key"]), base64.b64decode(kv.get("value", "")), kv["mod_revision"], kv.get("lease"))
+            (
+                base64.b64decode(kv["key"]),
+                base64.b64decode(kv.get("value", "")),
+                kv["mod_revision"],
+                kv.get("lease", "").zfill(19),
+            )
             for kv in answer.get("kvs", [])
         ]
 
     def begin_epoch(self) -> None:
         value = f"epoch-{next(self._values)}".encode()
-        self.leases.post("/v3/kv/put", {"key": _encoded(EPOCH.encode()), "value": _encoded(value)})
+        self.leases.post("/v3/kv/put", {"key": _encoded(EPOCH_KEY), "value": _encoded(value)})
 
     def lose(self, key: SemaphoreKey, permit: str) -> None:
         name = holder_key(str(key), permit).encode()
         (kv,) = self.leases.post("/v3/kv/range", {"key": _encoded(name)})["kvs"]
         self.leases.revoke(int(kv["lease"]))
-
-    def forget(self, key: SemaphoreKey) -> None:
-        self.leases.post("/v3/kv/deleterange", {"key": _encoded(head_key(str(key)).encode())})
-        for kind in ("inflight", "denied", "ended"):
-            prefix = f"{kind}/{key}/".encode()
-            body = {"key": _encoded(prefix), "range_end": _encoded(prefix_end(prefix))}
-            self.leases.post("/v3/kv/deleterange", body)
 
 
 def _encoded(data: bytes) -> str:

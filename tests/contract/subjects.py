@@ -6,12 +6,13 @@ import functools
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
-import redis
+from redis.crc import key_slot
 
 from at_least_semaphore_pod_hook.addresses import parse_store_url
 from at_least_semaphore_pod_hook.stores.memory import MemoryStore
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from at_least_semaphore_pod_hook.stores.redis.batcher import Script
+from devcluster.topologies import SLOTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,10 +47,13 @@ class Subject(ABC):
         stores: Two store objects, as two replicas of the webhook have them.
         tick: The shortest time that the store tells apart, in seconds.
         reclaims: Whether the store takes expired permits back by itself.
+        exact: Whether it knows to the tick what is left of each lease and how old each grant is, whichever of its
+            objects is asked; else it knows what is left at least.
     """
 
     tick = 0.001
     reclaims = False
+    exact = True
     clock: Clock
     stores: Sequence[Store]
 
@@ -122,7 +126,7 @@ def on_given_time(script: Script) -> Script:
 
 def give_time(store: Any, clock: Clock) -> None:
     """Have a Redis store's scripts run in the real server, at the time of `clock`."""
-    call: Callable[..., Any] = store._batcher.call
+    call: Callable[..., Any] = store._caller.call
 
     async def call_at(
         script: Script, keys: Sequence[str], args: Sequence[str | int], timeout: float | None = None
@@ -130,7 +134,7 @@ def give_time(store: Any, clock: Clock) -> None:
         given = divmod(clock.us, 1_000_000) if TIME in script.text else ()
         return await call(on_given_time(script), keys, (*given, *args), timeout)
 
-    store._batcher.call = call_at
+    store._caller.call = call_at
 
 
 class RedisSubject(Subject):
@@ -138,15 +142,15 @@ class RedisSubject(Subject):
 
     Args:
         url: As `--queue-url` has it.
-        primaries: The ports of the servers that hold the data.
+        clients: One for each server that holds data.
     """
 
-    def __init__(self, url: str, primaries: Sequence[int]) -> None:
+    def __init__(self, url: str, clients: Sequence[Any]) -> None:
         self.clock = Clock()
-        self.clients: list[Any] = [redis.Redis(port=port, decode_responses=True) for port in primaries]
-        for client in self.clients:
-            client.flushall()
         self.url = url
+        self.clients = clients
+        for client in clients:
+            client.flushall()
         self.stores: Sequence[Store] = [self.open() for _ in range(2)]
         for store in self.stores:
             give_time(store, self.clock)
@@ -158,10 +162,9 @@ class RedisSubject(Subject):
         return {name: client.dump(name) for client in self.clients for name in sorted(client.scan_iter(count=1000))}
 
     def begin_epoch(self) -> None:
-        # As a replica that is made a primary.
+        # What a replica does that is made a primary; the servers need `--enable-debug-command local` for it.
         for client in self.clients:
-            client.replicaof("127.0.0.1", "1")
-            client.replicaof("NO", "ONE")
+            client.execute_command("DEBUG", "CHANGE-REPL-ID")
             client.client_kill_filter(_type="normal", skipme=True)
 
     def lose(self, key: SemaphoreKey, permit: str) -> None:
@@ -175,8 +178,8 @@ class RedisSubject(Subject):
         self.client_of(key).delete(*names)
 
     def client_of(self, key: SemaphoreKey) -> Any:
-        """Return a client of the server that holds a semaphore."""
-        return self.clients[0]
+        """Return a client of the server that holds a semaphore: each has an equal share of the slots, in order."""
+        return self.clients[key_slot(str(key).encode()) * len(self.clients) // SLOTS]
 
     async def close(self) -> None:
         await super().close()

@@ -12,7 +12,9 @@ import pytest
 from at_least_semaphore_pod_hook.addresses import Address, parse_store_url
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.etcd import Client, Delete, Put, Range, Watch, prefix_end
+from at_least_semaphore_pod_hook.locks.etcd import EtcdLock
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Adoptee, Fence, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.stores.etcd import listening
 from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore, open_etcd_store
 from at_least_semaphore_pod_hook.stores.opening import open_store
@@ -345,6 +347,37 @@ async def test_a_watch_survives_compaction_and_a_restart(mortal_etcd_server: Etc
     await client.close()
 
 
+async def test_a_full_database_stops_grants_and_no_release(mortal_etcd_server: EtcdServer, opened: Opener) -> None:
+    store = opened(mortal_etcd_server)
+    await create(store)
+    for permit in "ab":
+        await store.acquire(wish(permit))
+    await store.renew(KEY, "a", "pod-a")
+    client = Client([address(mortal_etcd_server)])
+    member = (await client.exchange("/v3/maintenance/status", {}))["header"]["member_id"]
+    await client.exchange("/v3/maintenance/alarm", {"action": "ACTIVATE", "memberID": member, "alarm": "NOSPACE"})
+    with pytest.raises(StoreUnavailableError, match="database space exceeded"):
+        await store.acquire(wish("c"))
+    assert await store.renew(KEY, "a", "pod-a") == 60_000
+    assert await store.release(KEY, "a", "pod-a") is True
+    await client.exchange("/v3/maintenance/alarm", {"action": "DEACTIVATE", "memberID": member, "alarm": "NOSPACE"})
+    assert (await store.acquire(wish("c"))).held == 2
+    await client.close()
+
+
+async def test_the_lock_of_the_same_cluster_guards_first_use_and_resize(
+    store: EtcdStore, etcd_server: EtcdServer
+) -> None:
+    lock = EtcdLock([address(etcd_server)])
+    service = SemaphoreService(store, lock)
+    answers = await asyncio.gather(*(service.acquire(wish(f"p{n}", 2), 9) for n in range(6)))
+    outcomes = [answer.acquired.outcome for answer in answers]
+    assert (outcomes.count(Outcome.GRANTED), outcomes.count(Outcome.FULL)) == (2, 4)
+    resized = await service.acquire(wish("late", 3), 9)
+    assert (resized.acquired.outcome, resized.acquired.held, resized.replaced_length) == (Outcome.GRANTED, 3, 2)
+    await service.close()
+
+
 async def test_a_group_goes_on_without_its_leader(group: EtcdGroup, opened: Opener) -> None:
     store = opened(*group.members)
     await create(store, 10)
@@ -472,6 +505,13 @@ async def _enable_authentication(store_client: Client) -> None:
         await store_client.exchange(f"/v3/auth/{path}", body)
 
 
+async def forget_tokens(server: EtcdServer, user: str, password: str) -> None:
+    """Have etcd refuse the tokens of a user, as it does when they have expired: it does so to a new password's user."""
+    client = Client([address(server)._replace(username="root", password=PASSWORD)])
+    await client.exchange("/v3/auth/user/changepw", {"name": user, "password": password})
+    await client.close()
+
+
 def _permission(name: str) -> tuple[str, str]:
     from at_least_semaphore_pod_hook.etcd_permits import encoded  # noqa: PLC0415
 
@@ -492,8 +532,7 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
     await asyncio.sleep(0.1)
     assert (await store.acquire(wish("a", 2, owner="Job/a"))).outcome is Outcome.GRANTED
     await store.keep(KEY, "a", "pod-a", "uid-a")
-    # Tokens of this kind are lost with the process, as they are with time.
-    mortal_etcd_server.restart()
+    await forget_tokens(mortal_etcd_server, "semaphore", PASSWORD)
     assert await store.renew(KEY, "a", "pod-a") == 60_000
     assert (await store.acquire(wish("b", 2))).outcome is Outcome.GRANTED
     assert (await store.acquire(wish("c", 2, owner="Job/c"))).outcome is Outcome.FULL
@@ -504,8 +543,13 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
         assert await heard == KEY
     assert await store.renew(KEY, "a", "pod-a") == -1
     assert [key async for key in store.semaphores()] == [KEY]
+    await forget_tokens(mortal_etcd_server, "semaphore", "other-word")
+    with pytest.raises(StoreUnavailableError, match="invalid user ID or password"):
+        await store.renew(KEY, "b")
+    file.write_text("other-word\n")
+    assert await store.renew(KEY, "b") == 60_000
     file.write_text("wrong-word")
-    mortal_etcd_server.restart()
+    await forget_tokens(mortal_etcd_server, "semaphore", "other-word")
     with pytest.raises(StoreUnavailableError, match="invalid user ID or password") as caught:
         await store.renew(KEY, "b")
     assert "wrong-word" not in str(caught.value)
@@ -514,6 +558,27 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
         await store.renew(KEY, "b")
     await changes.aclose()  # type: ignore[attr-defined]
     await store.close()
+
+
+async def test_who_only_listens_logs_in_again(mortal_etcd_server: EtcdServer, opened: Opener) -> None:
+    client = Client([address(mortal_etcd_server)])
+    await _enable_authentication(client)
+    await client.close()
+    user = address(mortal_etcd_server)._replace(username="semaphore", password=PASSWORD)
+    listener, other = opened(user), opened(user)
+    await create(other)
+    await other.acquire(wish("a"))
+    changes = listener.changes()
+    heard = asyncio.ensure_future(anext(changes))
+    await asyncio.sleep(0.2)
+    old = listener._client._token
+    await forget_tokens(mortal_etcd_server, "semaphore", PASSWORD)
+    mortal_etcd_server.restart()
+    assert await other.release(KEY, "a") is True
+    async with asyncio.timeout(8):
+        assert await heard == KEY
+    assert listener._client._token != old
+    await changes.aclose()  # type: ignore[attr-defined]
 
 
 async def test_certificates_of_both_sides(tmp_path: Path) -> None:

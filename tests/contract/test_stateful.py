@@ -128,7 +128,7 @@ class Comparison(RuleBasedStateMachine):
         fitting = []
         for specification in self.specifications:
             expected = at_once(performed(specification, call, self.fences[call.key]))
-            if agree(answer, expected, specification, call.key):
+            if self._agree(answer, expected, specification, call.key):
                 fitting.append(specification)
         assert fitting, f"{call}\nwas answered {answer}\nand not     {expected}"
         self.specifications = fitting
@@ -155,7 +155,7 @@ class Comparison(RuleBasedStateMachine):
             specified._semaphores = copy.deepcopy(specification._semaphores)
             for index in order:
                 expected = at_once(performed(specified, pair[index], self.fences[key]))
-                if not agree(answers[index], expected, specified, key):
+                if not self._agree(answers[index], expected, specified, key):
                     break
             else:
                 fitting[repr(specified._semaphores)] = specified
@@ -177,9 +177,16 @@ class Comparison(RuleBasedStateMachine):
         assert len(state.permits) == state.held
         assert state.free + state.held == state.length or (state.free == 0 and state.held > state.length)
         assert all(0 < holder.lease_ms <= holder.expiration_ms for holder in state.holders)
-        fitting = [one for one in self.specifications if agree(state, at_once(one.state(key)), one, key)]
+        fitting = [
+            one
+            for one in self.specifications
+            if agree(state, at_once(one.state(key)), one, key, exact=self.subject.exact)
+        ]
         assert fitting, f"after {answered}\n{state}\nis not {at_once(self.specifications[0].state(key))}"
         self.specifications = fitting
+
+    def _agree(self, answer: Any, expected: Any, specification: MemoryStore, key: SemaphoreKey) -> bool:
+        return agree(answer, expected, specification, key, exact=self.subject.exact)
 
     @rule(client=clients, call=among(operations.PLAIN_ACQUIRES))
     def acquire(self, client: int, call: Call) -> None:

@@ -30,7 +30,7 @@ def test_a_grant_writes_head_and_holder() -> None:
     decided = decisions.decide(SEEN._replace(held=1), WISH._replace(uid="u"), NOW, fresh=False)
     assert isinstance(decided, Grant)
     assert decided.head == Head(length=2, token=NOW, epoch="c/1", held=2)
-    assert decided.record == Record("id-p", "pod", NOW, 60_000, "u")
+    assert decided.record == Record("id-p", "pod", NOW, 60_000, "u", granted_us=NOW)
     assert decided.answer == Acquired(Outcome.GRANTED, 2, 2, "p", NOW)
 
 
@@ -108,7 +108,7 @@ def test_who_is_put_back_keeps_the_token() -> None:
     lost = [Adoptee("a", "pod-a", "u-a", 40, 30), Adoptee("b", "pod-b", "u-b", 0, 5), Adoptee("c", "", "u-c", 3, 5)]
     head, records = decisions.adopted(HEAD, 4, lost, 10)
     assert (head.token, head.held, head.length) == (41, 7, 2)
-    assert records["a"] == Record("u-a", "pod-a", 40, 30_000, "u-a")
+    assert records["a"] == Record("u-a", "pod-a", 40, 30_000, "u-a", granted_us=10)
     assert [records[permit].token for permit in "abc"] == [40, 41, 3]
     assert decisions.adopted(HEAD, 4, [], 10) == (Head(length=2, token=5, epoch="c/1", held=4), {})
 

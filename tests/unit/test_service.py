@@ -110,6 +110,27 @@ async def test_what_may_have_been_taken_is_given_back(
     assert "release" in store.calls
 
 
+async def test_an_acquire_that_is_applied_a_second_time_after_its_release_is_given_back_too(
+    service: SemaphoreService, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.acquire(wish("a"), 1)
+    released = store.release
+    late = [wish("b", 0)]
+
+    async def release(*args: Any, **named: Any) -> bool:
+        answer = await released(*args, **named)
+        while late:
+            await store.acquire(late.pop())
+        return answer
+
+    monkeypatch.setattr(store, "release", release)
+    store.faults = {"acquire": ["fail after"]}
+    with pytest.raises(StoreUnavailableError):
+        await service.acquire(wish("b"), 1)
+    await service.close()
+    assert (await store.state(KEY)).permits == {"a"}
+
+
 async def test_a_cancelled_admission_leaves_no_permit(service: SemaphoreService, store: FaultyStore) -> None:
     await service.acquire(wish("a"), 1)
     store.faults = {"acquire": ["hang after"]}

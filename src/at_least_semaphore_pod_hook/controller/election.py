@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _RELEASE_SECONDS = 2.0
+_SHORTEST_SECONDS = 0.001
 
 
 class Timing(NamedTuple):
@@ -198,7 +199,8 @@ class Election:
             return pause
         # Awake when the Lease runs out, not a round later.
         left = self._seen + self._lease.duration_seconds - self._clock()
-        return min(pause, left) if left > 0 else pause
+        # A remainder that is too small for the clock to show would be waited for again and again.
+        return min(pause, max(_SHORTEST_SECONDS, left)) if left > 0 else pause
 
     async def _try(self) -> bool:
         """Renew the Lease or take it where it is to be had; return whether it is ours."""

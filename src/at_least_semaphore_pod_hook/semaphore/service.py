@@ -174,11 +174,11 @@ class SemaphoreService:
         task.add_done_callback(self._undoing.discard)
 
     async def _undo(self, key: SemaphoreKey, permit: str) -> None:
-        """Release twice, the second time after the first one's answer.
+        """Release twice, the second time after the first one's answer, whatever that is.
 
         An acquire whose connection broke may still lie in the store's receive buffer and be applied after the first
-        release; it is not applied after the second, which is sent when the store has read its buffers. Whatever this
-        misses ends with its lease.
+        release, be it for a second time; it is not applied after the second, which is sent when the store has read its
+        buffers. Whatever this misses ends with its lease.
         """
         answers = 0
         for pause in (0.0, *UNDO_PAUSES_SECONDS):
@@ -188,7 +188,6 @@ class SemaphoreService:
                     logger.info(
                         "permit of a failed admission given back", extra={"semaphore": str(key), "permit": permit}
                     )
-                    return
                 answers += 1
             except UnavailableError:
                 continue

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
-from at_least_semaphore_pod_hook.etcd import Range, Watch, prefix_end
+from at_least_semaphore_pod_hook.etcd import EtcdRefusedError, Range, Watch, prefix_end
 from at_least_semaphore_pod_hook.etcd_permits import INFLIGHT
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
@@ -52,7 +52,7 @@ async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
     """Yield a semaphore whenever holders of it are deleted, at whichever endpoint and whatever becomes of it.
 
     Raises:
-        StoreUnavailableError: Endpoints can be reached, but their watches end at once.
+        StoreUnavailableError: Endpoints can be reached, but their watches end as soon as they begin.
         EtcdUnavailableError: No endpoint can be reached.
         EtcdRefusedError: etcd refused.
     """
@@ -61,20 +61,23 @@ async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
         fruitless += 1
         compacted = False
         request = Watch(_ALL, prefix_end(_ALL), start_revision=start, filters=["NOPUT"])
-        async with contextlib.aclosing(client.watch(request)) as watch:
-            async for news in watch:
-                if news.canceled:
-                    compacted = news.compact_revision > 0
-                    break
-                fruitless = 0
-                start = max(start, news.header.revision + 1)
-                for key in dict.fromkeys(semaphore_of(event.kv.key) for event in news.events):
-                    if key is not None:
-                        yield key
+        with contextlib.suppress(EtcdRefusedError):
+            async with contextlib.aclosing(client.watch(request)) as watch:
+                async for news in watch:
+                    if news.canceled:
+                        compacted = news.compact_revision > 0
+                        break
+                    fruitless = 0
+                    start = max(start, news.header.revision + 1)
+                    for key in dict.fromkeys(semaphore_of(event.kv.key) for event in news.events):
+                        if key is not None:
+                            yield key
+        await asyncio.sleep(REWATCH_SECONDS)
+        # Says why where etcd refuses, and logs in again where it does not know our token any more: a watch does not.
+        now = (await client.range(Range(_ALL, limit=1, keys_only=True))).header.revision
         if compacted:
             # What happened meanwhile cannot be had any more. From now on, and whoever may have changed is named.
-            start = (await client.range(Range(_ALL, limit=1, keys_only=True))).header.revision + 1
+            start = now + 1
             async for key in named(client):
                 yield key
-        await asyncio.sleep(REWATCH_SECONDS)
     raise StoreUnavailableError("etcd: a watch ends as soon as it begins")

@@ -227,7 +227,7 @@ def _holder(found: HolderFound, left: Left, names: Names, now_us: int) -> Holder
         record.pod,
         record.token,
         record.confirmed,
-        lease_ms=int(left.seconds * 1000),
+        lease_ms=min(record.lease_ms, int(left.seconds * 1000)),  # etcd may make a lease longer than it was asked to
         uid=record.uid,
         expiration_ms=record.lease_ms,
         age_ms=max(silent_ms, (now_us - record.granted_us) // 1000) if record.confirmed else silent_ms,
