@@ -119,6 +119,12 @@ def _quantity(text: str) -> str:
     return text
 
 
+def _secret(text: str) -> str:
+    if text and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use the name of a Secret")
+    return text
+
+
 def _image(text: str) -> str:
     if not re.fullmatch(r"[\w.:/@-]{1,512}", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use an image reference such as name:tag")
@@ -308,6 +314,21 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         "--sidecar-memory-limit", default="32Mi", type=_quantity, metavar="QUANTITY", text="the sidecar's memory limit"
     )
     flag(
+        "--sidecar-queue-url",
+        default="",
+        type=_queue_url,
+        metavar="URL",
+        text="what sidecars are told of the store in place of the webhook's own flag, such as a user with fewer rights",
+    )
+    flag(
+        "--sidecar-secret",
+        default="",
+        type=_secret,
+        metavar="NAME",
+        text="a Secret of each pod's namespace with the files that the sidecars' URL names, mounted into the sidecar "
+        "at /var/run/at-least-semaphore-pod-hook",
+    )
+    flag(
         "--enable-sidecar-containers",
         default="false",
         **BOOLEAN,
@@ -375,7 +396,6 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
     """
     command = next((argument for argument in arguments if not argument.startswith("-")), None)
     given = vars(_parser(command).parse_args(arguments))
-    flag = "--queue-url" if given["queue_url"] else "--queue-redis-address"
     queue, queue_text = given["queue_url"] or given["queue_redis_address"]
     common = settings.Common(
         lock_mode=given["lock_mode"],
@@ -401,6 +421,7 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
             confirm_port=given["confirm_port"],
             fence=given["fence"],
         )
+    handed_on = given["sidecar_queue_url"] or given["queue_url"]
     variant = os.environ.get("VARIANT", "")
     if variant and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", variant):
         _parser(None).error(f"environment variable VARIANT: {variant!r} is not accepted: use 1 to 20 of a-z 0-9 -")
@@ -412,7 +433,7 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
         )
     return settings.Webhook(
         common=common,
-        queue_flag=f"{flag}={queue_text}",
+        queue_flag=f"--queue-url={handed_on[1]}" if handed_on else f"--queue-redis-address={queue_text}",
         variant=variant,
         **{name: given[name] for name in settings.Webhook._fields if name in given},
     )

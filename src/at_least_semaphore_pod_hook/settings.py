@@ -36,6 +36,7 @@ class Webhook(NamedTuple):
 
     Attributes:
         queue_flag: The flag that names the store, as it was given, to be handed on to the sidecars.
+        sidecar_secret: A Secret of the pod's namespace that is mounted into its sidecar, or an empty string.
         variant: Sets the annotations of a second copy in the same cluster apart.
         confirm: Whether main containers wait until the sidecar has confirmed the permit.
         confirm_port: What the sidecar listens on then, save in pods that share their node's ports.
@@ -49,6 +50,7 @@ class Webhook(NamedTuple):
     sidecar_image: str
     sidecar_image_pull_policy: str
     sidecar_memory_limit: str
+    sidecar_secret: str
     enable_sidecar_containers: bool
     metrics_bind_address: Address
     health_probe_bind_address: Address

@@ -47,13 +47,10 @@ class Subject(ABC):
         stores: Two store objects, as two replicas of the webhook have them.
         tick: The shortest time that the store tells apart, in seconds.
         reclaims: Whether the store takes expired permits back by itself.
-        exact: Whether it knows to the tick what is left of each lease and how old each grant is, whichever of its
-            objects is asked; else it knows what is left at least.
     """
 
     tick = 0.001
     reclaims = False
-    exact = True
     clock: Clock
     stores: Sequence[Store]
 

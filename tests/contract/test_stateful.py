@@ -81,6 +81,32 @@ def of(key: SemaphoreKey) -> st.SearchStrategy[Call]:
     return st.one_of(*(among(call for call in calls if call.key == key) for calls in ANY))
 
 
+at_an_end = st.one_of(
+    *map(
+        among,
+        (
+            operations.PLAIN_ACQUIRES,
+            operations.CARRIED_ACQUIRES,
+            operations.RENEWALS,
+            operations.KEEPS,
+            operations.RELEASES,
+            operations.RECLAIMS,
+            operations.ADOPTIONS,
+        ),
+    )
+)
+
+
+def about(key: SemaphoreKey, permit: str) -> st.SearchStrategy[Call]:
+    """Calls that concern one permit."""
+    carried = [call for call in operations.CARRIED_ACQUIRES if call.arguments["request"].carried == permit]
+    plain = [call for call in operations.PLAIN_ACQUIRES if call.arguments["request"].permit == permit]
+    others = (operations.RENEWALS, operations.KEEPS, operations.RELEASES)
+    named = [[call for call in calls if call.arguments["permit"] == permit] for calls in others]
+    return st.one_of(*(among(call for call in calls if call.key == key) for calls in (plain, carried, *named)))
+
+
+lives = st.one_of(*(st.lists(about(*of_whom), min_size=2, max_size=6) for of_whom in product(KEYS, operations.PERMITS)))
 pairs = st.one_of(*(st.tuples(of(key), of(key)) for key in KEYS))
 
 
@@ -128,7 +154,7 @@ class Comparison(RuleBasedStateMachine):
         fitting = []
         for specification in self.specifications:
             expected = at_once(performed(specification, call, self.fences[call.key]))
-            if self._agree(answer, expected, specification, call.key):
+            if agree(answer, expected, specification, call.key):
                 fitting.append(specification)
         assert fitting, f"{call}\nwas answered {answer}\nand not     {expected}"
         self.specifications = fitting
@@ -155,7 +181,7 @@ class Comparison(RuleBasedStateMachine):
             specified._semaphores = copy.deepcopy(specification._semaphores)
             for index in order:
                 expected = at_once(performed(specified, pair[index], self.fences[key]))
-                if not self._agree(answers[index], expected, specified, key):
+                if not agree(answers[index], expected, specified, key):
                     break
             else:
                 fitting[repr(specified._semaphores)] = specified
@@ -177,16 +203,9 @@ class Comparison(RuleBasedStateMachine):
         assert len(state.permits) == state.held
         assert state.free + state.held == state.length or (state.free == 0 and state.held > state.length)
         assert all(0 < holder.lease_ms <= holder.expiration_ms for holder in state.holders)
-        fitting = [
-            one
-            for one in self.specifications
-            if agree(state, at_once(one.state(key)), one, key, exact=self.subject.exact)
-        ]
+        fitting = [one for one in self.specifications if agree(state, at_once(one.state(key)), one, key)]
         assert fitting, f"after {answered}\n{state}\nis not {at_once(self.specifications[0].state(key))}"
         self.specifications = fitting
-
-    def _agree(self, answer: Any, expected: Any, specification: MemoryStore, key: SemaphoreKey) -> bool:
-        return agree(answer, expected, specification, key, exact=self.subject.exact)
 
     @rule(client=clients, call=among(operations.PLAIN_ACQUIRES))
     def acquire(self, client: int, call: Call) -> None:
@@ -228,14 +247,21 @@ class Comparison(RuleBasedStateMachine):
     def advance(self, seconds: float, ticks: int) -> None:
         self._advance_us(round((seconds + ticks * self.subject.tick) * 1_000_000))
 
-    @rule(number=st.integers(0, 9), ticks=st.sampled_from(TICKS))
-    def advance_to_the_end_of_something(self, number: int, ticks: int) -> None:
+    @rule(number=st.integers(0, 9), ticks=st.sampled_from(TICKS), client=clients, call=at_an_end)
+    def perform_at_the_end_of_something(self, number: int, ticks: int, client: int, call: Call) -> None:
         """Or one tick before or after it: by chance alone, time would seldom stop there."""
-        moments = sorted({moment for one in self.specifications for key in KEYS for moment in ends_ms(one, key)})
+        moments = sorted({moment for one in self.specifications for moment in ends_ms(one, call.key)})
         coming = [moment * 1000 for moment in moments if moment * 1000 > self.subject.clock.us]
         if coming:
             target = coming[number % len(coming)] + round(ticks * self.subject.tick * 1_000_000)
             self._advance_us(target - self.subject.clock.us)
+        self.perform(client, call)
+
+    @rule(client=clients, calls=lives)
+    def perform_on_one_permit(self, client: int, calls: list[Call]) -> None:
+        """What was done to a permit shows in what is done to it next: by chance alone, that would mostly be another."""
+        for call in calls:
+            self.perform(client, call)
 
     def _advance_us(self, us: int) -> None:
         if us > 0:

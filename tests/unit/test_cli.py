@@ -127,6 +127,15 @@ def test_the_url_of_the_store_comes_before_the_address() -> None:
     assert parsed.queue_flag == f"--queue-url={url}"
 
 
+def test_sidecars_can_be_told_another_url() -> None:
+    url = "redis+cluster://sidecar@a,b:1?password-file=/var/run/at-least-semaphore-pod-hook/password"
+    for store in ("--queue-redis-address=c:2", "--queue-url=unix:///run/redis.sock"):
+        parsed = webhook(store, "--sidecar-queue-url", url, "--sidecar-secret=store")
+        assert parsed.queue_flag == f"--queue-url={url}"
+        assert parsed.common.queue.kind == "redis"
+        assert parsed.sidecar_secret == "store"
+
+
 def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTNAME", "web-0")
     assert sidecar().pod == "web-0"
@@ -141,6 +150,8 @@ def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
         (["serve"], "serve"),
         (["webhook", "--nonsense"], "--nonsense"),
         (["webhook", "--lock-mode=zookeeper"], "redlock"),
+        (["webhook", "--sidecar-secret=a/b"], "use the name of a S"),
+        (["webhook", "--sidecar-queue-url=a:1"], "has no scheme"),
         (["webhook", "--port=70000"], "0 to 65535"),
         (["webhook", "--port=x"], "--port"),
         (["webhook", "--redis-addresses=host"], "host:port"),
@@ -179,7 +190,7 @@ def test_what_is_wrong_is_one_line_that_names_it(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert named in error
-    assert "secret" not in error
+    assert "secret" not in error.replace("--sidecar-secret", "")
 
 
 @pytest.mark.parametrize(

@@ -306,3 +306,57 @@ async def test_a_disagreement_about_the_length_warns(webhook: Webhook) -> None:
         "pods of semaphore default/resource-name disagree on its length: 3 so far, "
         "5 by this pod's annotation, which now applies"
     ]
+
+
+SECRET_VOLUME = {"name": SIDECAR_NAME, "secret": {"secretName": "store"}}
+OTHER_VOLUME = {"name": "data", "emptyDir": {"medium": SIDECAR_NAME}}
+
+
+async def test_the_golden_patch_of_a_sidecar_with_a_secret() -> None:
+    webhook = Webhook(native=True, secret="store")
+    response = await webhook.ask(pod())
+    operations = {operation["path"]: operation for operation in json.loads(b64decode(response["patch"]))}
+    assert operations["/spec/volumes"] == {"op": "add", "path": "/spec/volumes", "value": [SECRET_VOLUME]}
+    (sidecar,) = operations["/spec/initContainers"]["value"]
+    assert sidecar["volumeMounts"] == [
+        {"name": SIDECAR_NAME, "mountPath": "/var/run/at-least-semaphore-pod-hook", "readOnly": True}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, [SECRET_VOLUME]),
+        ([], [SECRET_VOLUME]),
+        ([OTHER_VOLUME], [OTHER_VOLUME, SECRET_VOLUME]),
+        ([SECRET_VOLUME, OTHER_VOLUME], [SECRET_VOLUME, OTHER_VOLUME]),
+        ([{"name": SIDECAR_NAME, "emptyDir": {}}, OTHER_VOLUME], [SECRET_VOLUME, OTHER_VOLUME]),
+        (
+            [SECRET_VOLUME, OTHER_VOLUME, SECRET_VOLUME, {"name": SIDECAR_NAME, "secret": {"secretName": "other"}}],
+            [SECRET_VOLUME, OTHER_VOLUME],
+        ),
+    ],
+)
+@pytest.mark.parametrize("native", [False, True])
+async def test_the_sidecars_volume_is_there_once_whatever_the_pod_has(before: Any, after: Any, native: bool) -> None:
+    webhook = Webhook(native=native, secret="store")
+    created = await webhook.create(pod(spec={"volumes": before} if before is not None else {}))
+    assert created["spec"]["volumes"] == after
+    # As the API server hands it in again, with its defaults.
+    for volume in created["spec"]["volumes"]:
+        if "secret" in volume:
+            volume["secret"] = volume["secret"] | {"defaultMode": 420}
+    assert await webhook.create(created) == created
+
+
+async def test_a_copied_pods_volume_goes_where_there_is_no_secret() -> None:
+    copied = await Webhook(secret="store").create(pod(spec={"volumes": [OTHER_VOLUME]}))
+    created = await Webhook().create(copied)
+    assert created["spec"]["volumes"] == [OTHER_VOLUME]
+    ((_, sidecar),) = sidecars(created)
+    assert "volumeMounts" not in sidecar
+
+
+async def test_a_volume_that_is_none_is_left_to_the_api_server() -> None:
+    created = await Webhook(secret="store").create(pod(spec={"volumes": [SIDECAR_NAME]}))
+    assert created["spec"]["volumes"] == [SIDECAR_NAME, SECRET_VOLUME]

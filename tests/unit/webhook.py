@@ -22,7 +22,13 @@ class Webhook:
     """A handler over a memory store, driven as the API server drives it."""
 
     def __init__(
-        self, *, native: bool = False, when_full: WhenFull = WhenFull.DENY, confirm_port: int = 0, fence: bool = False
+        self,
+        *,
+        native: bool = False,
+        when_full: WhenFull = WhenFull.DENY,
+        confirm_port: int = 0,
+        fence: bool = False,
+        secret: str = "",
     ) -> None:
         self.now = 1_800_000_000.0
         self.store = FaultyStore(lambda: self.now)
@@ -31,7 +37,7 @@ class Webhook:
         self.denied: list[SemaphoreKey] = []
         self.handler = AdmissionHandler(
             self.service,
-            TEMPLATE._replace(native=native, confirm_port=confirm_port, fence=fence),
+            TEMPLATE._replace(native=native, confirm_port=confirm_port, fence=fence, secret=secret),
             PREFIX,
             when_full=when_full,
             on_granted=self.granted.append,

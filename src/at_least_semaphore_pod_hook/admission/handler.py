@@ -219,6 +219,7 @@ class AdmissionHandler:
     ) -> Operations:
         flags = inject.ending_flags(self._template, pod.spec, demand.release_on)
         operations = inject.label(pod.metadata.labels, self._prefix + pod_annotations.KEY, demand.key)
+        operations += inject.volume(pod.spec.volumes, self._template)
         sidecar = self._sidecar(str(key), permit, flags, port)
         return operations + inject.patch(pod.spec, carried, sidecar, native=self._template.native)
 

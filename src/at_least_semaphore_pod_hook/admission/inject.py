@@ -33,6 +33,7 @@ DYNAMIC_PORTS = range(61000, 65536)
 """The dynamic ports (RFC 6335) that Linux does not give to outgoing connections unless it is told to."""
 AS_LONG_AS_IT_TAKES = 2**31 - 1
 """The most failures of a probe that the API server takes: one a second, it is 68 years."""
+SECRET_PATH = "/var/run/at-least-semaphore-pod-hook"  # noqa: S105 - where it is, not what it is
 
 
 class SidecarTemplate(NamedTuple):
@@ -47,6 +48,7 @@ class SidecarTemplate(NamedTuple):
         native: Whether it is an init container with `restartPolicy: Always`, which the kubelet stops last.
         confirm_port: The port that it opens once its permit is confirmed; 0 where nobody waits for that.
         fence: Whether it closes the port in time for the pod's work to be stopped before its lease ends.
+        secret: A Secret of the pod's namespace that is mounted into it at `SECRET_PATH`, or an empty string.
     """
 
     name: str
@@ -57,6 +59,7 @@ class SidecarTemplate(NamedTuple):
     native: bool
     confirm_port: int = 0
     fence: bool = False
+    secret: str = ""
 
 
 class Carried(NamedTuple):
@@ -115,6 +118,8 @@ def container(
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": template.memory_limit}},
         "securityContext": security,
     }
+    if template.secret:
+        sidecar["volumeMounts"] = [{"name": template.name, "mountPath": SECRET_PATH, "readOnly": True}]
     if template.native:
         sidecar["restartPolicy"] = "Always"
     if port:
@@ -233,6 +238,28 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native
         operations.append({"op": "add", "path": "/spec/initContainers/0", "value": sidecar})
     else:
         operations.append({"op": "add", "path": "/spec/initContainers", "value": [sidecar]})
+    return operations
+
+
+def volume(volumes: list[msgspec.Raw] | None, template: SidecarTemplate) -> Operations:
+    """Return the JSON patch after which a pod has the volume with the sidecar's Secret once, or not at all."""
+    wanted = {"name": template.name, "secret": {"secretName": template.secret}} if template.secret else None
+    needle = template.name.encode()
+    found = [
+        (place, decoded)
+        for place, raw in enumerate(volumes or ())
+        # Most volumes are not ours, and their bytes say so without decoding them.
+        if needle in bytes(raw) and _covers(decoded := msgspec.json.decode(raw), {"name": template.name})
+    ]
+    kept, operations = found[:1] if wanted else [], Operations()
+    operations += [{"op": "remove", "path": f"/spec/volumes/{place}"} for place, _ in reversed(found[len(kept) :])]
+    for place, decoded in kept:
+        if not _covers(decoded, wanted):
+            operations.insert(0, {"op": "replace", "path": f"/spec/volumes/{place}", "value": wanted})
+    if wanted and not kept and volumes is None:
+        operations.append({"op": "add", "path": "/spec/volumes", "value": [wanted]})
+    elif wanted and not kept:
+        operations.append({"op": "add", "path": "/spec/volumes/-", "value": wanted})
     return operations
 
 

@@ -34,6 +34,7 @@ class PodSpec(msgspec.Struct, rename="camel"):
 
     containers: list[msgspec.Raw] | None = None
     init_containers: list[msgspec.Raw] | None = None
+    volumes: list[msgspec.Raw] | None = None
     scheduling_gates: list[SchedulingGate] | None = None
     node_name: str | None = None
     restart_policy: str | None = None

@@ -133,6 +133,7 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
         native=settings.enable_sidecar_containers,
         confirm_port=settings.confirm_port if settings.confirm else 0,
         fence=settings.fence,
+        secret=settings.sidecar_secret,
     )
 
 
