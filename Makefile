@@ -44,6 +44,11 @@ properties: install ## Compare every store with its specification over a million
 	@tools/test-programs
 	$(BIN)/pytest -q tests/contract/test_stateful.py
 
+.PHONY: chaos
+chaos: install ## Run seeded faults against real processes and check what they recorded: RUNS=40 SEED=1
+	@tools/test-programs
+	@$(BIN)/python -m tests.chaos --runs $(or $(RUNS),40) --seed $(or $(SEED),1)
+
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
 	$(BIN)/python bench/admissions.py

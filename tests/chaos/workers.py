@@ -189,7 +189,7 @@ class _Client:
         self._load = load
         self._profile = load.profile
         self._name = f"client-{number}"
-        self._chance = random.Random(f"{load.seed} {number}")  # noqa: S311 - a seed makes a load, and guards nothing
+        self._chance = random.Random(f"{load.seed} {number}")
         faults = Faults(self._chance, load.profile.lose, load.profile.delay_seconds)
         inner = load.make_store(load.address, number)
         self._store = RecordedStore(inner, load.recorder, self._name, faults)

@@ -328,3 +328,21 @@ def test_whatever_happens_nobody_is_served_twice_and_nobody_is_forgotten(seed: i
         assert cluster.most_active <= 3
 
     simulated(story)
+
+
+def test_a_pod_whose_end_the_watch_has_not_told_does_not_come_before_those_that_are_there() -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.start()
+        cluster.create("a", length=1)
+        await until(lambda: cluster.let_in == ["a"])
+        permit = cluster.view("a").permit
+        del cluster.documents["a"]
+        cluster.create("b", length=1)
+        patches = cluster.patches
+        await cluster.store.release(KEY, permit)
+        await until(lambda: cluster.let_in == ["a", "b"])
+        await asyncio.sleep(10)
+        assert cluster.patches - patches == 2  # one that found no pod "a", one that let "b" in
+        await consistent(cluster, 1)
+
+    simulated(story)

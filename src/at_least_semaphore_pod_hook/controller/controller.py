@@ -56,6 +56,9 @@ class Watched:
             return None
         semaphore = SemaphoreKey(namespace, key)
         if change.kind is not ChangeKind.DELETED:
+            # What a watch that is behind still tells of a pod whose end is known is old.
+            if (known := self.gone.get(pod.permit)) and known.uid == pod.uid:
+                return None
             self._pods.setdefault(semaphore, {})[pod.uid] = pod
             return semaphore
         pods = self._pods.get(semaphore, {})
@@ -217,7 +220,9 @@ class Controller:
         late = [pod for pod in late if not pod.held_back]
         if state.length or pods:
             self._show(semaphore, seen, waiters, late)
-        served, again = await self._effects.carry_out(semaphore, decide(seen))
+        served, gone, again = await self._effects.carry_out(semaphore, decide(seen))
+        for pod in gone:
+            self._watched.take(Change(ChangeKind.DELETED, pod))
         self._welcome(semaphore, served, since)
         if again:
             self.look_at(semaphore)

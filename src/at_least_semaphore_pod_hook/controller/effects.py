@@ -53,6 +53,26 @@ class Served(NamedTuple):
     ungating_seconds: float
 
 
+class Missing(NamedTuple):
+    """A pod that could not be let in, as the API server has no such pod any more."""
+
+    pod: PodView
+
+
+class CarriedOut(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        served: The pods that were let in.
+        missing: Those that are gone, of which the watch has not told yet.
+        again: Whether something has come to light that is worth another look at once.
+    """
+
+    served: list[Served]
+    missing: list[PodView]
+    again: bool
+
+
 class Effects:
     """Carries out what `decide` says.
 
@@ -87,11 +107,8 @@ class Effects:
         self._reports = reports
         self._clock = clock
 
-    async def carry_out(self, semaphore: SemaphoreKey, actions: Sequence[Action]) -> tuple[list[Served], bool]:
+    async def carry_out(self, semaphore: SemaphoreKey, actions: Sequence[Action]) -> CarriedOut:
         """Do it all, in order.
-
-        Returns:
-            The pods that were let in, and whether something has come to light that is worth another look at once.
 
         Raises:
             UnavailableError: Store or API server do not answer; what is left undone is decided on anew.
@@ -105,10 +122,11 @@ class Effects:
         for resize in [action for action in actions if isinstance(action, Resize)]:
             await self._service.resize(semaphore, resize.length, RESIZE_SECONDS)
             again = True
-        served = await self._serve(semaphore, [action for action in actions if isinstance(action, Grant | Ungate)])
+        results = await self._serve(semaphore, [action for action in actions if isinstance(action, Grant | Ungate)])
         for wake in [action for action in actions if isinstance(action, Wake)]:
             await self._wake(semaphore, wake.owner)
-        return served, again
+        served = [result for result in results if isinstance(result, Served)]
+        return CarriedOut(served, [result.pod for result in results if isinstance(result, Missing)], again)
 
     async def _take_back(self, semaphore: SemaphoreKey, release: Release) -> bool:
         """Take a permit back; returns True where that was not foreseen when the rest was decided."""
@@ -151,12 +169,12 @@ class Effects:
                 logger.warning("permit kept for a pod whose sidecar is silent", extra=about)
                 self._reports.silent(semaphore, keep.pod)
 
-    async def _serve(self, semaphore: SemaphoreKey, actions: Sequence[Grant | Ungate]) -> list[Served]:
+    async def _serve(self, semaphore: SemaphoreKey, actions: Sequence[Grant | Ungate]) -> list[Served | Missing]:
         """Let pods in, in order, as far as there are permits.
 
         Permits are granted one after the other, so that fencing tokens rise along the line.
         """
-        under_way: list[asyncio.Task[Served | None]] = []
+        under_way: list[asyncio.Task[Served | Missing | None]] = []
         try:
             for action in actions:
                 token = action.token if isinstance(action, Ungate) else await self._acquire(semaphore, action.pod)
@@ -174,7 +192,7 @@ class Effects:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-        return [result for result in results if isinstance(result, Served)]
+        return [result for result in results if isinstance(result, Served | Missing)]
 
     async def _acquire(self, semaphore: SemaphoreKey, pod: PodView) -> int:
         """Take a permit for a pod that exists; returns its fencing token, or 0 where there is none to be had."""
@@ -185,7 +203,7 @@ class Effects:
             self._meter.granted(semaphore)
         return acquired.token if acquired.outcome in {Outcome.GRANTED, Outcome.RESUMED} else 0
 
-    async def _let_in(self, semaphore: SemaphoreKey, pod: PodView, token: int) -> Served | None:
+    async def _let_in(self, semaphore: SemaphoreKey, pod: PodView, token: int) -> Served | Missing | None:
         """Remove our gate where the pod has it, and nothing else; write the token down where its workload reads it."""
         began = self._clock()
         name = self._prefix + pod_annotations.FENCING_TOKEN
@@ -204,6 +222,7 @@ class Effects:
             return Served(pod, self._clock() - began)
         if written is Written.MISSING:
             await self._reclaim(semaphore, pod.permit, pod.name, Reason.GONE)
+            return Missing(pod)
         # Where the pod is not as it was, the watch is about to show how it is.
         return None
 
