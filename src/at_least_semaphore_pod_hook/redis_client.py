@@ -69,7 +69,7 @@ class _Trust:
                 context.load_cert_chain(address.cert_file, address.key_file)
         except OSError as error:
             files = ", ".join(filter(None, (address.ca_file, address.cert_file, address.key_file)))
-            raise OSError(error.errno, f"{files}: {error.strerror or error}") from error
+            raise OSError(error.errno, f"{error.strerror or error}: one of {files}") from error
         return context
 
 

@@ -14,7 +14,7 @@ from tests.chaos import crash
 from tests.chaos.fault import Fault, Verdict
 from tests.chaos.proxy import NONE, Trouble
 from tests.chaos.scene import Needs, Replica, Scene
-from tests.chaos.topology import start_again
+from tests.chaos.topology import FLUSH_SECONDS, start_again
 
 REACH_SECONDS = 1.2
 """How long it is waited for that somebody comes to a point."""
@@ -164,6 +164,8 @@ class StorePowerCut(StoreKilled):
     """The store's machine loses power, and with it what was not synced."""
 
     def inject(self, scene: Scene) -> None:
+        # How much had been written so long ago is known only from here on.
+        scene.sleep(FLUSH_SECONDS[self.sync] + 0.2)
         with _under_way(scene):
             scene.topology.cut_power()
 

@@ -15,7 +15,7 @@ from tests.chaos.history import Recorder
 from tests.chaos.proxy import Tap
 from tests.chaos.tap import RespTap
 
-FLUSH_SECONDS = {"always": 0.0, "everysec": 2.0, "no": 4.0}
+FLUSH_SECONDS = {"always": 0.0, "everysec": 2.0, "no": 3.0}
 """How old a write may be that a power cut takes along, by appendfsync; without a sync it is the kernel that decides."""
 
 

@@ -175,11 +175,16 @@ class Connection:
         address = self.address
         # The system's authorities are many and don't change while a pod runs.
         context = self._context
-        if context is None:
-            context = ssl.create_default_context(cafile=address.ca_file or None)
-            self._context = None if address.ca_file else context
-        if address.cert_file:
-            context.load_cert_chain(address.cert_file, address.key_file)
+        try:
+            if context is None:
+                context = ssl.create_default_context(cafile=address.ca_file or None)
+                self._context = None if address.ca_file else context
+            if address.cert_file:
+                context.load_cert_chain(address.cert_file, address.key_file)
+        except OSError as error:
+            # It does not say which of them.
+            files = ", ".join(filter(None, (address.ca_file, address.cert_file, address.key_file)))
+            raise StoreUnavailableError(f"{error.strerror or error}: one of {files}") from error
         return context
 
 
@@ -190,9 +195,7 @@ def unavailable(address: Address, error: Exception) -> StoreUnavailableError:
 
 
 def _reason(error: Exception) -> str:
-    said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    name = getattr(error, "filename", None)
-    return printable(f"{name}: {said}" if name else said)
+    return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
 def printable(text: str) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN"})
 """What a server answers that is not the primary, or not yet."""
+LOOK_SECONDS = 5.0
+"""How old word of who the primary is may be at a call: one that was replaced may believe in itself for long."""
 
 
 class Primary:
@@ -26,6 +28,7 @@ class Primary:
         self._signals = signals
         self._sentinels = list(url.addresses)
         self._server: Server | None = None
+        self._looked = 0.0
         self._unanswered = 0
 
     @property
@@ -35,6 +38,7 @@ class Primary:
 
     def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
         """Run a script that returns a number; see `Server.call`."""
+        self._look_again(deadline)
         known = self._server is not None
         try:
             return self._run(script, keys, arguments, deadline)
@@ -75,6 +79,20 @@ class Primary:
             self.close()
             raise
 
+    def _look_again(self, deadline: float) -> None:
+        """Leave a server that is not the primary any more. Where no Sentinel answers, it most likely still is."""
+        now = time.monotonic()
+        if self._server is None or now - self._looked < LOOK_SECONDS:
+            return
+        try:
+            named = self._named(self._sentinels[0], now + (deadline - now) / 4)
+        except StoreUnavailableError:
+            self._sentinels.append(self._sentinels.pop(0))
+            return
+        self._looked = now
+        if named != self._server.address:
+            self.close()
+
     def _find(self, deadline: float) -> Server:
         failures = []
         for index, sentinel in enumerate(self._sentinels):
@@ -87,6 +105,7 @@ class Primary:
             else:
                 # The one that knows is asked first the next time.
                 self._sentinels.insert(0, self._sentinels.pop(index))
+                self._looked = now
                 return server
         raise StoreUnavailableError("; ".join(failures))
 

@@ -20,14 +20,15 @@ def shortcomings(info: Mapping[bytes, bytes], *, fails_over: bool, wait_replicas
         fails_over: Whether a replica may take its place.
         wait_replicas: How many replicas must have a grant before it counts.
     """
-    found = []
     replicas = info.get(b"connected_slaves")
-    if fails_over and wait_replicas and replicas == b"0":
-        found.append(f"a failover can lose the last grants: no replica is connected, and wait-replicas={wait_replicas}")
-    if fails_over and not wait_replicas:
-        found.append("a failover can lose the last grants: the store's URL has no wait-replicas")
-    if fails_over and replicas is not None and b"min_slaves_good_slaves" not in info:
-        found.append("a failover can lose the last grants: min-replicas-to-write is 0")
+    missing = []
+    if wait_replicas and replicas == b"0":
+        missing.append(f"no replica is connected, and wait-replicas={wait_replicas}")
+    if not wait_replicas:
+        missing.append("the store's URL has no wait-replicas")
+    if replicas is not None and b"min_slaves_good_slaves" not in info:
+        missing.append("min-replicas-to-write is 0")
+    found = [f"a failover can lose the last grants: {what}" for what in missing if fails_over]
     if info.get(b"aof_enabled") == b"0":
         found.append("a restart can lose the last grants: appendonly is off")
     return found
