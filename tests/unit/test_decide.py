@@ -128,6 +128,11 @@ def test_a_reservation_whose_pod_never_came_is_asked_about_after_its_time() -> N
     assert decided(old) == [Release(old, Reason.NEVER_STORED, unproven=True)]
 
 
+def test_a_reservation_from_before_the_stores_clock_was_set_back_is_asked_about() -> None:
+    ahead = holder(**RESERVED | {"age_ms": -300_000})
+    assert decided(ahead) == [Release(ahead, Reason.NEVER_STORED, unproven=True)]
+
+
 def test_a_pod_that_came_late_gets_a_permit_before_anybody_is_woken() -> None:
     late = pod("lost")
     assert decided(pods=[late], length=1, denied=("Job/a",)) == [Grant(late)]

@@ -219,7 +219,8 @@ def _of_unseen(holder: Holder, seen: Observed) -> Action | None:
     if holder.uid or holder.confirmed:
         # It existed. The watch may only be behind: nothing is taken from a pod that the API server still has.
         return Release(holder, Reason.GONE, unproven=True)
-    if holder.age_ms >= seen.reservation_ms:
+    # Granted in the future: the store's clock was set back, and nobody can say how long ago it was.
+    if not 0 <= holder.age_ms < seen.reservation_ms:
         return Release(holder, Reason.NEVER_STORED, unproven=True)
     return None
 
