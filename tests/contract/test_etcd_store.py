@@ -12,15 +12,18 @@ import pytest
 from at_least_semaphore_pod_hook.addresses import Address, parse_store_url
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.etcd import Client, Delete, Put, Range, Watch, prefix_end
+from at_least_semaphore_pod_hook.etcd.outcomes import UnansweredError
 from at_least_semaphore_pod_hook.locks.etcd import EtcdLock
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Adoptee, Fence, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.stores.etcd import listening
+from at_least_semaphore_pod_hook.stores.etcd.leases import MAX_ASKED_ANEW
 from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore, open_etcd_store
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from devcluster.certificates import Authority
 from devcluster.stores import EtcdServer
 from devcluster.topologies_etcd import EtcdGroup
+from tests.contract.etcd_subject import EtcdSubject
 from tests.contract.lock_backends import address
 
 if TYPE_CHECKING:
@@ -189,6 +192,39 @@ async def test_more_than_are_counted_are_exact_at_the_bound(store: EtcdStore, mo
     assert (await store.state(KEY)).held == 8
 
 
+async def test_semaphores_with_many_holders_are_named_once(store: EtcdStore) -> None:
+    keys = [SemaphoreKey("a", "many"), SemaphoreKey("a", "many.more"), SemaphoreKey("b", "few")]
+    for key in keys:
+        step = await store.begin(key, REDLOCK)
+        many = listening.PAGE + 50 if key.key == "many" else 2
+        lost = [Adoptee(f"p{n}", "pod", "uid", n + 1, 600) for n in range(many)]
+        assert await store.adopt(key, lost, step.fence) == many
+    assert sorted([key async for key in store.semaphores()]) == keys
+
+
+async def test_of_many_holders_it_is_known_what_is_left_at_least(etcd_server: EtcdServer) -> None:
+    subject = EtcdSubject([etcd_server.port])
+    store, other = subject.stores
+    step = await store.begin(KEY, REDLOCK)
+    many = [Adoptee(f"p{n}", "pod", "uid", n + 1, 60) for n in range(MAX_ASKED_ANEW + 1)]
+    await store.adopt(KEY, many, step.fence)
+
+    async def left() -> set[int]:
+        return {holder.lease_ms for holder in (await store.state(KEY)).holders}
+
+    assert await left() == {60_000}
+    subject.advance(20)
+    for one in many[:5]:
+        await other.renew(KEY, one.permit, "pod")
+    # Those were not asked about again: half of what was known of their leases is left.
+    assert await left() == {40_000}
+    subject.advance(10)
+    assert await left() == {50_000, 30_000}
+    await store.renew(KEY, "p7", "pod")
+    assert await left() == {50_000, 30_000, 60_000}
+    await subject.close()
+
+
 def address_of(store: EtcdStore) -> Address:
     return store._client._endpoints[0]
 
@@ -199,16 +235,14 @@ class Cut(Client):
     lose_answers = lose_requests = 0
 
     async def _post(self, endpoint: Address, path: str, body: bytes, token: str) -> bytes:
-        from at_least_semaphore_pod_hook.etcd.client import _UnansweredError  # noqa: PLC0415
-
         if path.endswith("/txn") and b'"compare":[{' in body:
             if self.lose_requests:
                 self.lose_requests -= 1
-                raise _UnansweredError("lost on the way")
+                raise UnansweredError("lost on the way")
             if self.lose_answers:
                 self.lose_answers -= 1
                 await super()._post(endpoint, path, body, token)
-                raise _UnansweredError("its answer was lost")
+                raise UnansweredError("its answer was lost")
         return await super()._post(endpoint, path, body, token)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -14,10 +13,10 @@ import msgspec
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.etcd import wire
 from at_least_semaphore_pod_hook.etcd.errors import EtcdRefusedError, EtcdUnavailableError
+from at_least_semaphore_pod_hook.etcd.outcomes import UnansweredError, UnreachedError, decode, failure_of, told_apart
 from at_least_semaphore_pod_hook.etcd.tls import TlsContext
 from at_least_semaphore_pod_hook.etcd_permits import (
     AUTHENTICATE,
-    IN_DOUBT,
     KEEP_ALIVE,
     LEASE_GRANT,
     LEASE_REVOKE,
@@ -26,7 +25,7 @@ from at_least_semaphore_pod_hook.etcd_permits import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from at_least_semaphore_pod_hook.addresses import Address
 
@@ -37,14 +36,6 @@ _OK: Final = 200
 _ROUND_SECONDS: Final = 0.1
 _WATCH_CHECK_SECONDS: Final = 5.0
 _ENCODER: Final = msgspec.json.Encoder()
-
-
-class _UnreachedError(Exception):
-    """The request did not get as far as the endpoint."""
-
-
-class _UnansweredError(Exception):
-    """The request was sent, and what became of it is not known."""
 
 
 class Client:
@@ -176,14 +167,14 @@ class Client:
             try:
                 async with contextlib.aclosing(self._lines(endpoint, "/v3/watch", body, token)) as lines:
                     async for line in lines:
-                        news = _decode(line, wire.WatchFrame).result
+                        news = decode(line, wire.WatchFrame).result
                         yield news
                         if news.canceled:
                             break
-            except _UnreachedError as failure:
+            except UnreachedError as failure:
                 failures.append(str(failure))
                 self._next_after(endpoint)
-            except _UnansweredError:
+            except UnansweredError:
                 self._next_after(endpoint)
                 return
             else:
@@ -201,13 +192,13 @@ class Client:
         body = _ENCODER.encode(request)
         token = await self._logged_in()
         try:
-            return _decode(await self._at_any(path, body, token, repeatable=repeatable), kind)
+            return decode(await self._at_any(path, body, token, repeatable=repeatable), kind)
         except EtcdRefusedError as refusal:
             if self._user is None or not any(text in str(refusal) for text in LOGIN_AGAIN):
                 raise
         # Who is not known is refused before anything is applied: this is no repetition.
         token = await self._logged_in(stale=token)
-        return _decode(await self._at_any(path, body, token, repeatable=repeatable), kind)
+        return decode(await self._at_any(path, body, token, repeatable=repeatable), kind)
 
     async def _logged_in(self, stale: str | None = None) -> str:
         """Return a token other than `stale`, from a login where nobody else has just had one."""
@@ -221,7 +212,7 @@ class Client:
                     raise EtcdUnavailableError(f"etcd: {error}") from error
                 try:
                     answer = await self._at_any(AUTHENTICATE, body, "", repeatable=True)
-                    self._token = _decode(answer, wire.Token).token
+                    self._token = decode(answer, wire.Token).token
                 except EtcdRefusedError as refusal:
                     if refusal.code != EtcdRefusedError.FAILED_PRECONDITION:
                         raise
@@ -238,11 +229,11 @@ class Client:
                 endpoint = self._endpoints[self._current]
                 try:
                     answer = await self._post(endpoint, path, body, token)
-                except (_UnreachedError, _UnansweredError) as failure:
+                except (UnreachedError, UnansweredError) as failure:
                     failures.append(str(failure))
                     self.trouble = "etcd: " + "; ".join(dict.fromkeys(failures))
                     self._next_after(endpoint)
-                    if isinstance(failure, _UnansweredError):
+                    if isinstance(failure, UnansweredError):
                         reached = repeatable
                         if not repeatable:
                             break
@@ -270,21 +261,21 @@ class Client:
     async def _post(self, endpoint: Address, path: str, body: bytes, token: str) -> bytes:
         if self._calls is None:
             self._calls = self._session(aiohttp.ClientTimeout(total=self._timeout), _CONNECTIONS)
-        with _told_apart(endpoint):
+        with told_apart(endpoint):
             async with self._calls.post(**self._request(endpoint, path, body, token)) as response:
                 answer = await response.read()
         if response.status != _OK:
-            raise _failure(endpoint, response.status, answer)
+            raise failure_of(endpoint, response.status, answer)
         return answer
 
     async def _lines(self, endpoint: Address, path: str, body: bytes, token: str) -> AsyncGenerator[bytes, None]:
         if self._watches is None:
             # Each watch keeps a connection of its own for long: with the calls' limit they would block all calls.
             self._watches = self._session(aiohttp.ClientTimeout(total=None, sock_connect=self._timeout), 0)
-        with _told_apart(endpoint):
+        with told_apart(endpoint):
             async with self._watches.post(**self._request(endpoint, path, body, token)) as response:
                 if response.status != _OK:
-                    raise _failure(endpoint, response.status, await response.read())
+                    raise failure_of(endpoint, response.status, await response.read())
                 rest = b""
                 while chunk := await self._chunk(response.content, endpoint, token):
                     *lines, rest = (rest + chunk).split(b"\n")
@@ -318,40 +309,3 @@ class Client:
             timeout=timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
-
-
-@contextlib.contextmanager
-def _told_apart(endpoint: Address) -> Iterator[None]:
-    """Tell requests that surely did not arrive from those that may have."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-        cause = error.__cause__ or error
-        raise _UnreachedError(f"{endpoint}: TLS: {getattr(cause, 'verify_message', '') or cause}") from error
-    except aiohttp.ClientConnectorError as error:
-        reason = os.strerror(error.os_error.errno) if error.os_error.errno else str(error.os_error)
-        raise _UnreachedError(f"{endpoint}: {reason}") from error
-    except aiohttp.ConnectionTimeoutError as error:
-        raise _UnreachedError(f"{endpoint}: no connection in time") from error
-    except TimeoutError as error:
-        raise _UnansweredError(f"{endpoint}: no answer in time") from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise _UnansweredError(f"{endpoint}: {error or type(error).__name__}") from error
-
-
-def _failure(endpoint: Address, status: int, answer: bytes) -> Exception:
-    try:
-        refusal = _decode(answer, wire.Refusal)
-    except EtcdUnavailableError:
-        refusal = wire.Refusal()
-    text = refusal.message or refusal.error
-    if not text or refusal.code in IN_DOUBT:
-        return _UnansweredError(f"{endpoint}: {text or f'HTTP status {status}'}")
-    return EtcdRefusedError(text, refusal.code)
-
-
-def _decode(answer: bytes, kind: type[_T]) -> _T:
-    try:
-        return msgspec.json.decode(answer, type=kind, strict=False)
-    except msgspec.MsgspecError as error:
-        raise EtcdUnavailableError(f"etcd: not its JSON: {error}") from error

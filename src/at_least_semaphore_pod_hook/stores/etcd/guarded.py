@@ -48,7 +48,8 @@ async def set_length(access: Access, key: SemaphoreKey, length: int, fence: Fenc
             await access.begin_epoch(absent=True)
             seen = await access.look(reading, counted=True)
             continue
-        head = msgspec.structs.replace(seen.head, length=length, epoch=seen.epoch)
+        # What was counted is a better bound than one that ends of leases have not lowered.
+        head = msgspec.structs.replace(seen.head, length=length, epoch=seen.epoch, held=seen.held)
         again = await access.write_head(reading, seen, head)
         if again is None:
             return
