@@ -77,3 +77,17 @@ async def test_a_late_renewal_that_meets_a_sweep_and_a_grant_ends_with_one_holde
         winner = old if revived else new
         assert (await subject.store.state(KEY)).permits == {winner}
         assert await subject.store.release(KEY, winner)
+
+
+async def test_a_semaphore_that_is_read_while_a_permit_goes_back_is_as_before_or_after(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("stays"))
+    for number in range(40):
+        permit = f"p{number}"
+        await subject.store.acquire(wish(permit))
+        releasing = asyncio.ensure_future(subject.stores[0].release(KEY, permit))
+        states = await asyncio.gather(*(subject.stores[1].state(KEY) for _ in range(5)))
+        assert await releasing
+        for state in states:
+            assert state.permits in ({"stays"}, {"stays", permit})
+            assert all(holder.lease_ms == 60_000 for holder in state.holders)

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS: Final = 5.0
 ENDPOINT_SECONDS: Final = 1.0
 MAX_DENIED_NAMED: Final = 100
+STATE_READS: Final = 3
+"""How often a semaphore is read anew whose holders change while they are asked about."""
 
 
 def open_etcd_store(addresses: Sequence[Address]) -> EtcdStore:
@@ -174,9 +176,14 @@ class EtcdStore:
         ]
         steps = [*reading.operations(counted=False), *(Operation(request_range=one) for one in ranges)]
         async with self._access.answering():
-            answer = await self._access.txn([], steps)
-            found = read_holders(answer.responses[-2])
-            left = await self._leases.of_all([one.lease for one in found])
+            for _ in range(STATE_READS):
+                answer = await self._access.txn([], steps)
+                found = read_holders(answer.responses[-2])
+                left = await self._leases.of_all([one.lease for one in found])
+                # Who has no lease any more was released, or expired, since the holders were read.
+                if all(left[one.lease].granted for one in found):
+                    break
+            found = [one for one in found if left[one.lease].granted]
         seen = reading.seen(answer, counted=False)
         holders = [_holder(one, left[one.lease], names, self._access.now_us()) for one in found]
         holders.sort(key=lambda holder: (holder.lease_ms, holder.permit))
