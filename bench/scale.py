@@ -21,7 +21,7 @@ import redis
 
 from at_least_semaphore_pod_hook.addresses import parse_store_url
 from at_least_semaphore_pod_hook.semaphore.contracts import Store
-from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Adoptee, Fence, Outcome, SemaphoreKey
+from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Adoptee, Fence, SemaphoreKey
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from devcluster.stores import EtcdServer, RedisServer
 
@@ -53,13 +53,14 @@ async def create(store: Store, key: SemaphoreKey, length: int) -> None:
 
 
 async def fill(store: Store, key: SemaphoreKey, holders: int, length: int) -> None:
-    """Take so many permits of a new semaphore."""
+    """Take so many permits of a new semaphore, as a rebuild does."""
     await create(store, key, length)
+    step = await store.begin(key, FENCE)
     for start in range(0, holders, AT_ONCE):
-        names = [f"{number:016x}" for number in range(start, min(start + AT_ONCE, holders))]
-        for acquired in await asyncio.gather(*(store.acquire(wish(key, name)) for name in names)):
-            if acquired.outcome is not Outcome.GRANTED:
-                raise SystemExit(f"{key}: not filled: {acquired}")
+        numbers = range(start, min(start + AT_ONCE, holders))
+        lost = [Adoptee(f"{number:016x}", POD, f"{number:036x}", number + 1, 3600) for number in numbers]
+        if await store.adopt(key, lost, step.fence) != len(lost):
+            raise SystemExit(f"{key}: not filled")
         if start % 10_000 == 0:
             print(f"  {key}: {start} of {holders}", file=sys.stderr, flush=True)
 

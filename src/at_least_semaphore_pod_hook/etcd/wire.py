@@ -16,11 +16,12 @@ class _Request(msgspec.Struct, omit_defaults=True):
 
 
 class Range(_Request):
-    """Read a key or, with `range_end`, all keys from `key` up to but without it."""
+    """Read a key or, with `range_end`, all keys from `key` up to but without it; at a `revision`, as they were then."""
 
     key: bytes
     range_end: bytes = b""
     limit: int = 0
+    revision: int = 0
     sort_order: Literal["NONE", "ASCEND", "DESCEND"] = "NONE"
     sort_target: Literal["KEY", "VERSION", "CREATE", "MOD", "VALUE"] = "KEY"
     keys_only: bool = False

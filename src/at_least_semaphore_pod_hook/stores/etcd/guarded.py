@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from at_least_semaphore_pod_hook.etcd import Operation, Put, unchanged
-from at_least_semaphore_pod_hook.etcd_permits import new_lease
+from at_least_semaphore_pod_hook.etcd_permits import EXACT, new_lease
 from at_least_semaphore_pod_hook.semaphore.model import Step
 from at_least_semaphore_pod_hook.stores.etcd import decisions
 from at_least_semaphore_pod_hook.stores.etcd.access import Access, pause
@@ -27,7 +27,9 @@ ADOPT_BATCH: Final = 50
 async def begin(access: Access, key: SemaphoreKey, fence: Fence) -> Step:
     """See `Store.begin`."""
     reading = Reading(Names(key))
-    seen = await access.look(reading, counted=True)
+    seen = await access.look(reading, counted=False)
+    if seen.held <= EXACT:
+        seen = await access.look(reading, counted=True)
     for conflicts in itertools.count():
         head, begun = decisions.begun(seen.head, key, fence, access.now_us())
         again = await access.write_head(reading, seen, head)
@@ -41,14 +43,13 @@ async def begin(access: Access, key: SemaphoreKey, fence: Fence) -> Step:
 async def set_length(access: Access, key: SemaphoreKey, length: int, fence: Fence) -> None:
     """See `Store.set_length`."""
     reading = Reading(Names(key))
-    seen = await access.look(reading, counted=True)
+    seen = await access.look(reading, counted=False)
     for conflicts in itertools.count():
         decisions.check_fence(seen.head, key, fence)
         if not seen.epoch:
             await access.begin_epoch(absent=True)
-            seen = await access.look(reading, counted=True)
+            seen = await access.look(reading, counted=False)
             continue
-        # What was counted is a better bound than one that ends of leases have not lowered.
         head = msgspec.structs.replace(seen.head, length=length, epoch=seen.epoch, held=seen.held)
         again = await access.write_head(reading, seen, head)
         if again is None:
@@ -64,8 +65,8 @@ async def adopt(access: Access, key: SemaphoreKey, batch: Sequence[Adoptee], fen
     used: set[int] = set()
     try:
         for conflicts in itertools.count():
-            answer = await access.txn([], reading.operations(counted=True))
-            seen, held = reading.seen(answer, counted=True), reading.leases(answer)
+            answer = await access.txn([], reading.operations(counted=False))
+            seen, held = reading.seen(answer, counted=False), reading.leases(answer)
             decisions.check_fence(seen.head, key, fence)
             # A transaction whose answer was lost is found done here.
             used = {lease for permit, lease in leases.items() if held.get(permit) == lease}

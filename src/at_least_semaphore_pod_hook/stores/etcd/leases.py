@@ -7,12 +7,13 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
 
     from at_least_semaphore_pod_hook.etcd import Client
 
 MAX_ASKED_AT_ONCE = 32
 MAX_ASKED_ANEW = 32
+MAX_ASKED = 1000
 MAX_KNOWN = 200_000
 
 
@@ -53,8 +54,14 @@ class Leases:
         self._ends[lease] = self._clock() + seconds, answer.granted_ttl
         return Left(seconds, answer.granted_ttl)
 
-    async def of_all(self, leases: Collection[int]) -> dict[int, Left]:
-        """Say of each lease what is left of it; where there are many, what is left at least."""
+    async def of_all(self, wanted: Mapping[int, float]) -> dict[int, Left]:
+        """Say of each lease what is left of it; where there are many, what is left at least.
+
+        Args:
+            wanted: By lease, the seconds that a renewal gives, the most urgent one first. Of very many that are not
+                known, only the first are asked about; the others count as just renewed until it is their turn.
+        """
+        leases = list(wanted)
         if len(leases) <= MAX_ASKED_ANEW:
             return dict(zip(leases, await asyncio.gather(*map(self.left, leases)), strict=True))
         now = self._clock()
@@ -68,8 +75,10 @@ class Leases:
                 known[lease] = Left(end - now, granted)
             else:
                 unknown.append(lease)
-        answers = await asyncio.gather(*map(self.left, unknown))
-        return known | dict(zip(unknown, answers, strict=True))
+        asked, later = unknown[:MAX_ASKED], unknown[MAX_ASKED:]
+        answers = await asyncio.gather(*map(self.left, asked))
+        known |= {lease: Left(wanted[lease], max(1, int(wanted[lease]))) for lease in later}
+        return known | dict(zip(asked, answers, strict=True))
 
     def forget(self, lease: int) -> None:
         """Forget what was known of a lease: it has been renewed, or is not needed any more."""

@@ -45,11 +45,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from at_least_semaphore_pod_hook.addresses import Address
+    from at_least_semaphore_pod_hook.etcd.wire import TxnResponse
     from at_least_semaphore_pod_hook.etcd_permits import Flow
 
 TIMEOUT_SECONDS: Final = 5.0
 ENDPOINT_SECONDS: Final = 1.0
 MAX_DENIED_NAMED: Final = 100
+STATE_PIECE: Final = 1000
 STATE_READS: Final = 3
 """How often a semaphore is read anew whose holders change while they are asked about."""
 
@@ -159,12 +161,13 @@ class EtcdStore:
         """See `Store.state`.
 
         What is told of leases has whole seconds. Of a permit that its sidecar has renewed, etcd only knows the time
-        since then: its age is by the clock of who granted it, and at least that.
+        since then: its age is by the clock of who granted it, and at least that. A large one is read a piece at a time,
+        as it was at one revision.
         """
         names = Names(key)
         reading, denied = Reading(names), names.denied("")
         ranges = [
-            Range(names.holders, prefix_end(names.holders)),
+            Range(names.holders, prefix_end(names.holders), limit=STATE_PIECE),
             Range(
                 denied,
                 prefix_end(denied),
@@ -175,20 +178,35 @@ class EtcdStore:
             ),
         ]
         steps = [*reading.operations(counted=False), *(Operation(request_range=one) for one in ranges)]
-        async with self._access.answering():
-            for _ in range(STATE_READS):
+        for _ in range(STATE_READS):
+            async with self._access.answering():
                 answer = await self._access.txn([], steps)
-                found = read_holders(answer.responses[-2])
-                left = await self._leases.of_all([one.lease for one in found])
-                # Who has no lease any more was released, or expired, since the holders were read.
-                if all(left[one.lease].granted for one in found):
-                    break
-            found = [one for one in found if left[one.lease].granted]
+            found = await self._all_holders(names, answer)
+            async with self._access.answering():
+                # Of those whose sidecar does not renew yet it matters most.
+                by_urgency = sorted(found, key=lambda one: one.record.confirmed)
+                left = await self._leases.of_all({one.lease: one.record.lease_ms / 1000 for one in by_urgency})
+            # Who has no lease any more was released, or expired, since the holders were read.
+            if all(left[one.lease].granted for one in found):
+                break
+        found = [one for one in found if left[one.lease].granted]
         seen = reading.seen(answer, counted=False)
         holders = [_holder(one, left[one.lease], names, self._access.now_us()) for one in found]
         holders.sort(key=lambda holder: (holder.lease_ms, holder.permit))
         owners = tuple(kv.key.removeprefix(denied).decode() for kv in answer.responses[-1].kvs)
         return SemaphoreState(seen.head.length, tuple(holders), owners, complete=seen.complete)
+
+    async def _all_holders(self, names: Names, answer: TxnResponse) -> list[HolderFound]:
+        """Return the holders that an answer begins with, and the rest of them."""
+        piece = found = read_holders(answer.responses[-2])
+        while len(piece) == STATE_PIECE:
+            rest = Range(
+                piece[-1].key + b"\0", prefix_end(names.holders), limit=STATE_PIECE, revision=answer.header.revision
+            )
+            async with self._access.answering():
+                piece = read_holders((await self._access.txn([], [Operation(request_range=rest)])).responses[0])
+            found = [*found, *piece]
+        return found
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
         """See `Store.forget_denied`."""
