@@ -54,6 +54,7 @@ def summary(reports: Sequence[Report], seconds: float) -> str:
     rows = [
         ("runs", len(reports)),
         ("  with a real API server", sum(report.real for report in reports)),
+        *((f"  {name}", count) for name, count in Counter(report.topology for report in reports).items()),
         ("runs with too little load", sum(not report.counts for report in reports)),
         ("seconds", f"{seconds:.0f} ({seconds / max(1, len(reports)):.1f} a run)"),
         ("operations", sum(report.operations for report in reports)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,18 +30,19 @@ class Span(NamedTuple):
     end: float
 
 
-def expectation(verdict: Verdict, faults: Span) -> Expectation:
-    """Return what a history may show under faults of this verdict."""
+def expectation(verdict: Verdict, faults: Span, topology: str) -> Expectation:
+    """Return what a history may show under faults of this verdict, on such a store."""
+    allowed = Expectation(overrun=math.inf if topology == "etcd" else 0.0)
     if verdict is Verdict.WRITES:
-        return Expectation("bounded", lost_after=faults.start - UNSYNCED_SECONDS, whole_at=faults.end)
-    return Expectation()
+        return allowed._replace(loss="bounded", lost_after=faults.start - UNSYNCED_SECONDS, whole_at=faults.end)
+    return allowed
 
 
-def violations(operations: Sequence[Operation], verdict: Verdict, faults: Span) -> list[str]:
+def violations(operations: Sequence[Operation], verdict: Verdict, faults: Span, topology: str = "single") -> list[str]:
     """Return what a history shows that must not be."""
     found = [
         str(violation)
-        for violation in check(operations, expectation(verdict, faults))
+        for violation in check(operations, expectation(verdict, faults, topology))
         if verdict is not Verdict.CLOCK or violation.rule not in OF_LEASES
     ]
     return found + lost(operations) if verdict is Verdict.NONE else found

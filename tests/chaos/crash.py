@@ -3,6 +3,8 @@
 `python crash.py -m at_least_semaphore_pod_hook webhook …`. The environment variable CHAOS_CRASH names a file that says
 "<point> <n>": the first process that comes to that point for the n-th time since it has seen the file removes it and
 kills itself. Where there is no such file nothing happens. A point is `webhook:store.acquire:after` or the like.
+
+Where CHAOS_JOURNAL names a file, what is asked of the store is written down there (see `journal`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "CHAOS_CRASH"
 COROUTINE = 0x80
-STORE_CALLS = ("acquire", "keep", "release", "reclaim", "begin", "set_length", "state", "forget_denied")
+STORE_CALLS = ("acquire", "keep", "release", "reclaim", "begin", "set_length", "adopt", "state", "forget_denied")
 KUBE_CALLS = (
     "list_pods",
     "get_pod",
@@ -31,7 +33,7 @@ KUBE_CALLS = (
     "update_lease",
 )
 SERVICE_CALLS = ("acquire", "resize", "sweep", "_undo")
-SIDECAR_CALLS = ("call", "idle", "close", "_open", "_connect", "_exchange")
+SIDECAR_CALLS = ("open", "send", "receive", "idle", "close", "_connect")
 HOLDING_CALLS = ("hold", "release", "_renew_once", "_release_once")
 
 
@@ -138,12 +140,15 @@ def _around_hold(kind: type) -> None:
 def _wrap_webhook() -> None:
     from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler  # noqa: PLC0415
     from at_least_semaphore_pod_hook.controller.kube import Kube  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.locks.etcd import EtcdLock  # noqa: PLC0415
     from at_least_semaphore_pod_hook.locks.redlock import Redlock  # noqa: PLC0415
     from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore  # noqa: PLC0415
     from at_least_semaphore_pod_hook.stores.redis.store import RedisStore  # noqa: PLC0415
 
+    stores, locks = (RedisStore, EtcdStore), (Redlock, EtcdLock)
     calls: list[tuple[type, str, tuple[str, ...]]] = [
-        (RedisStore, "store", STORE_CALLS),
+        *((store, "store", STORE_CALLS) for store in stores),
         (Kube, "kube", KUBE_CALLS),
         (SemaphoreService, "service", SERVICE_CALLS),
         (AdmissionHandler, "admission", ("handle",)),
@@ -152,9 +157,11 @@ def _wrap_webhook() -> None:
         for call in names:
             _around(kind, call, f"webhook:{what}.{call.lstrip('_')}")
     _around_items(Kube, "watch_pods", "webhook:kube.watch_pods")
-    _around_items(RedisStore, "semaphores", "webhook:store.semaphores")
-    _around_items(RedisStore, "changes", "webhook:store.changes")
-    _around_hold(Redlock)
+    for store in stores:
+        _around_items(store, "semaphores", "webhook:store.semaphores")
+        _around_items(store, "changes", "webhook:store.changes")
+    for lock in locks:
+        _around_hold(lock)
 
 
 def _wrap_sidecar() -> None:
@@ -173,6 +180,10 @@ def main() -> int:
         _wrap_webhook()
     else:
         _wrap_sidecar()
+    if "CHAOS_JOURNAL" in os.environ:
+        from tests.chaos import journal  # noqa: PLC0415
+
+        (journal.record_webhook if arguments[0] == "webhook" else journal.record_sidecar)()
     from at_least_semaphore_pod_hook import cli  # noqa: PLC0415
 
     return cli.main(arguments)

@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from tests.chaos.scene import Needs, Scene
 
+TOPOLOGIES = ("single", "etcd", "sentinel", "cluster")
+
 
 class Verdict(IntEnum):
     """What a fault may cost at most; of several faults the worst counts, and sometimes their sum."""
@@ -30,12 +32,14 @@ class Fault:
         name: What it is called in tables.
         verdict: What it costs alone.
         silences: Who does not renew while it lasts: "sidecar", "controller". Where both are silent, leases run out.
+        topologies: In which stores there is such a thing.
         seconds: From and to how long it lasts.
     """
 
     name: str = ""
     verdict: Verdict = Verdict.NONE
     silences: Collection[str] = ()
+    topologies: Collection[str] = TOPOLOGIES
     seconds: ClassVar[tuple[float, float]] = (0.5, 1.5)
 
     def __init__(self, rng: random.Random) -> None:

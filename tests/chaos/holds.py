@@ -26,6 +26,7 @@ class Expectation(NamedTuple):
         whole_at: What was written from this moment on is kept.
         rebuilt_at: Until then holders may be told that they hold nothing; nobody else may get what is theirs.
         slack: Seconds by which leases may end early or late: the store counts in whole milliseconds.
+        overrun: Seconds by which leases may end late besides: etcd counts them anew when another member leads.
         late: How many seconds after its caller gave up an unknown operation may still be applied.
         lengths: Lengths that semaphores have before the history begins; 0 is none.
     """
@@ -35,6 +36,7 @@ class Expectation(NamedTuple):
     whole_at: float = math.inf
     rebuilt_at: float = -math.inf
     slack: float = 0.005
+    overrun: float = 0.0
     late: float = math.inf
     lengths: dict[str, int] = {}  # noqa: RUF012 - nobody writes to it
 
@@ -200,7 +202,7 @@ class History:
                 ):
                     continue
                 effect_end = self.expectation.effect_end(operation)
-                end = effect_end + self._longest_lease(permit) + self.expectation.slack
+                end = effect_end + self._latest_end(permit)
                 end = min([end, *(o.completed for o in freed if o.invoked > effect_end)])
                 holds.append(Hold(permit, operation.invoked, end, operation.invoked, False, operation))
         return holds
@@ -245,7 +247,7 @@ class History:
     def _revivals(self, permit: str) -> list[Operation]:
         """The renewals of a permit that had certainly expired: it was held anew from then on."""
         if permit not in self._revived:
-            lease = self._longest_lease(permit) + self.expectation.slack
+            lease = self._latest_end(permit)
             leased = [o for o in self.acquires[permit] if o.result.get("outcome") != "resumed"]
             leased += [o for o in self.renewals[permit] if o.outcome != OK or o.result["lease_ms"] > 0]
             self._revived[permit] = [
@@ -264,6 +266,10 @@ class History:
 
     def _adopted(self, permit: str) -> bool:
         return any(o.kind == "adopt" for o in self.acquires[permit])
+
+    def _latest_end(self, permit: str) -> float:
+        """How many seconds after its last renewal a permit may be held at most."""
+        return self._longest_lease(permit) + self.expectation.slack + self.expectation.overrun
 
     def _longest_lease(self, permit: str) -> float:
         leases = [self._lease(o, permit) for o in (*self.acquires[permit], *self.renewals[permit])]

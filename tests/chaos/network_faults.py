@@ -31,11 +31,14 @@ class OfLink(Fault):
 
 
 def _links(scene: Scene, sort: str, rng: random.Random) -> list[Link]:
+    if sort == "member":
+        # The way of everybody to one of the store's servers.
+        return list(rng.choice(list(zip(scene.sidecars, *(one.stores for one in scene.replicas), strict=True))))
     if sort == "sidecars":
-        return [scene.sidecars]
+        return scene.sidecars
     replicas = scene.replicas if rng.random() < 0.3 else [rng.choice(scene.replicas)]
     if sort == "store":
-        return [replica.store for replica in replicas]
+        return list(itertools.chain.from_iterable(replica.stores for replica in replicas))
     if sort == "api":
         return [replica.api for replica in replicas]
     return list(itertools.chain.from_iterable(replica.locks for replica in replicas))

@@ -14,7 +14,7 @@ from tests.chaos import crash
 from tests.chaos.fault import Fault, Verdict
 from tests.chaos.proxy import NONE, Trouble
 from tests.chaos.scene import Needs, Replica, Scene
-from tests.chaos.topology import FLUSH_SECONDS, start_again
+from tests.chaos.topology import FLUSH_SECONDS, Single, start_again
 
 REACH_SECONDS = 1.2
 """How long it is waited for that somebody comes to a point."""
@@ -26,15 +26,22 @@ def _some_sidecars(scene: Scene, rng: random.Random, most: int) -> list[tuple[st
 
 
 @contextlib.contextmanager
-def _under_way(scene: Scene) -> Iterator[None]:
+def under_way(scene: Scene) -> Iterator[None]:
     """Slow the ways to the store down a little, so that whatever ends meanwhile ends in the midst of calls."""
-    quiet = [link for link in (*(replica.store for replica in scene.replicas), scene.sidecars) if link.quiet]
+    links = [link for group in (scene.sidecars, *(replica.stores for replica in scene.replicas)) for link in group]
+    quiet = [link for link in links if link.quiet]
     for link in quiet:
         link.trouble(Trouble(delay=0.03, jitter=0.03))
     scene.sleep(0.1)
     yield
     for link in quiet:
         link.trouble(NONE)
+
+
+def single(scene: Scene) -> Single:
+    """Return the store that is a single server."""
+    assert isinstance(scene.topology, Single)
+    return scene.topology
 
 
 class SidecarsKilled(Fault):
@@ -77,7 +84,7 @@ class OfReplica(Fault):
 
     def inject(self, scene: Scene) -> None:
         self.replica = self.pick(scene)
-        with _under_way(scene):
+        with under_way(scene):
             self.harm(self.replica)
 
     def harm(self, replica: Replica) -> None:
@@ -130,21 +137,23 @@ class LeaderStopped(_OfLeader, WebhookStopped):
 class StoreStopped(Fault):
     """SIGSTOP of the store for longer than a lease: its clock goes on, and nobody renews."""
 
+    topologies = ("single",)
     name = "store: SIGSTOP"
     verdict = Verdict.LEASES
     silences = ("sidecar", "controller")
     seconds = (1.0, 4.5)
 
     def inject(self, scene: Scene) -> None:
-        scene.topology.pause()
+        single(scene).pause()
 
     def heal(self, scene: Scene) -> None:
-        scene.topology.resume()
+        single(scene).resume()
 
 
 class StoreKilled(Fault):
     """SIGKILL of the store's process, which keeps all it has written, with any appendfsync."""
 
+    topologies = ("single",)
     verdict = Verdict.LEASES
     seconds = (0.1, 1.5)
     sync = "always"
@@ -153,11 +162,11 @@ class StoreKilled(Fault):
         return needs._replace(sync=self.sync)
 
     def inject(self, scene: Scene) -> None:
-        with _under_way(scene):
-            scene.topology.kill()
+        with under_way(scene):
+            single(scene).kill()
 
     def heal(self, scene: Scene) -> None:
-        scene.topology.revive()
+        single(scene).revive()
 
 
 class StorePowerCut(StoreKilled):
@@ -166,13 +175,14 @@ class StorePowerCut(StoreKilled):
     def inject(self, scene: Scene) -> None:
         # How much had been written so long ago is known only from here on.
         scene.sleep(FLUSH_SECONDS[self.sync] + 0.2)
-        with _under_way(scene):
-            scene.topology.cut_power()
+        with under_way(scene):
+            single(scene).cut_power()
 
 
 class LockMinorityLost(Fault):
     """One of three lock servers is down."""
 
+    topologies = ("single", "sentinel", "cluster")
     name = "locks: minority lost"
 
     def needs(self, needs: Needs) -> Needs:
@@ -272,6 +282,7 @@ class StoreClock(Fault):
     never stored is held for as much longer, and nothing converges until then.
     """
 
+    topologies = ("single",)
     name = "store: clock jumps"
     verdict = Verdict.CLOCK
     seconds = (2.0, 3.0)

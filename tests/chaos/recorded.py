@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError
 from at_least_semaphore_pod_hook.semaphore.contracts import Store
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Adoptee, Fence, SemaphoreKey, Step
-from tests.chaos.history import Recorder
+from tests.chaos.history import Handle, Recorder
+from tests.chaos.journal import Entry, Journal
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class RecordedStore:
     Whatever is not recorded is the inner store's own.
     """
 
-    def __init__(self, inner: Store, recorder: Recorder, process: str, faults: Faults) -> None:
+    def __init__(self, inner: Store, recorder: Recorder | Journal, process: str, faults: Faults) -> None:
         self._inner = inner
         self._recorder = recorder
         self._process = process
@@ -67,7 +68,7 @@ class RecordedStore:
         result: Callable[[T], dict[str, Any]],
         **arguments: Any,
     ) -> T:
-        handle = self._recorder.invoke(self._process, kind, str(key), permit, **arguments)
+        handle: Handle | Entry = self._recorder.invoke(self._process, kind, str(key), permit, **arguments)
         try:
             answer = await self._faults.pass_through(kind, call)
         except StaleFenceError:

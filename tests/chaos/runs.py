@@ -12,6 +12,7 @@ from tests.chaos import checking, history
 from tests.chaos.checker import Final, check_final
 from tests.chaos.clusters import Cluster, Ground, RealCluster, StandInCluster, admission
 from tests.chaos.fault import Fault, Verdict
+from tests.chaos.faults import ground as where
 from tests.chaos.faults import plan, verdict
 from tests.chaos.load import Kind, Load, is_live, permit
 from tests.chaos.process_faults import WebhookCrashed
@@ -19,8 +20,6 @@ from tests.chaos.scene import Needs, Scene
 from tests.cluster.gating import GATE, gates
 
 ENOUGH_PER_SECOND = 100
-REAL_EVERY = 10
-"""Of so many seeds one has a real API server."""
 _WARM_SECONDS = 1.2
 _WARM_TRIES = 3
 _CONVERGE_SECONDS = 30.0
@@ -44,6 +43,7 @@ class Report:
     converged_seconds: float = 0.0
     seconds: float = 0.0
     real: bool = False
+    topology: str = "single"
 
     @property
     def counts(self) -> bool:
@@ -52,7 +52,7 @@ class Report:
 
     def line(self) -> str:
         """Say it in one line."""
-        where = "API server, " if self.real else ""
+        where = f"{self.topology}, " + ("API server, " if self.real else "")
         state = "VIOLATION" if self.violations else "ok" if self.counts else "too little load"
         return (
             f"seed {self.seed}: {state}; {where}{' + '.join(self.faults)}; {self.operations} operations,"
@@ -76,11 +76,11 @@ def run(seed: int, directory: Path, ground: Ground) -> Report:
     """Run a seed; its logs and data go to `directory`."""
     began = time.monotonic()
     rng = random.Random(seed)
-    real = seed % REAL_EVERY == REAL_EVERY - 1
-    # Each of the two sorts of runs goes through all kinds in turn.
-    faults = plan(rng, seed // REAL_EVERY if real else seed - seed // REAL_EVERY, real=real)
-    report = Report(seed, [fault.name for fault in faults], verdict(faults), real=real)
-    needs = Needs(native=rng.random() < 0.7)
+    on = where(seed)
+    real = on.real
+    faults = plan(rng, on)
+    report = Report(seed, [fault.name for fault in faults], verdict(faults), real=real, topology=on.topology)
+    needs = Needs(topology=on.topology, native=rng.random() < 0.7)
     for fault in faults:
         needs = fault.needs(needs)
     kinds = semaphores(rng)
@@ -100,7 +100,7 @@ def run(seed: int, directory: Path, ground: Ground) -> Report:
         finally:
             loop.run(load.stop())
             loop.run(load.close())
-    operations = scene.recorder.operations()
+    operations = scene.operations()
     report.operations = len(operations)
     report.unknown = sum(operation.outcome == "unknown" for operation in operations)
     report.permits_lost = len(checking.lost(operations))
@@ -108,7 +108,7 @@ def run(seed: int, directory: Path, ground: Ground) -> Report:
     report.over_admissions += sum(load.over.values())
     if report.verdict is Verdict.NONE:
         report.violations += [f"{key}: {over} pods too many at once" for key, over in load.over.items()]
-    report.violations += checking.violations(operations, report.verdict, span)
+    report.violations += checking.violations(operations, report.verdict, span, report.topology)
     history.dump(operations, directory / "history.jsonl")
     report.seconds = time.monotonic() - began
     return report
@@ -118,9 +118,9 @@ def _trouble(scene: Scene, load: Load, faults: list[Fault], report: Report) -> c
     """Bring faults about under load, and end them; returns when."""
     until(lambda: load.answers["created"] >= 12, "pods are created")
     for _ in range(_WARM_TRIES):
-        before, since = len(scene.recorder.operations()), time.monotonic()
+        before, since = len(scene.operations()), time.monotonic()
         scene.sleep(_WARM_SECONDS)
-        report.per_second = (len(scene.recorder.operations()) - before) / (time.monotonic() - since)
+        report.per_second = (len(scene.operations()) - before) / (time.monotonic() - since)
         if report.counts:
             break
     at = time.monotonic()
@@ -156,7 +156,7 @@ def _converge(scene: Scene, load: Load, lengths: dict[str, int], report: Report)
 def _disagreements(scene: Scene, load: Load, lengths: dict[str, int], report: Report) -> list[str]:
     pods = scene.loop.run(load.pods())
     found = [f"{pod['metadata']['name']} is still being deleted" for pod in pods if _deleting(pod)]
-    held, stored = _holders(scene)
+    held, stored = scene.topology.held()
     report.over_admissions = 0
     for key, length in lengths.items():
         of_key = [pod for pod in pods if checking.key_of(pod) == key and not _deleting(pod)]
@@ -177,24 +177,6 @@ def _disagreements(scene: Scene, load: Load, lengths: dict[str, int], report: Re
             found.append(f"{key}: its length is {stored.get(key)}, not {length}")
     found += [f"{key}: held without a pod: {sorted(holders)}" for key, holders in held.items() if key not in lengths]
     return found
-
-
-def _holders(scene: Scene) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Return who holds a permit whose lease has not ended, and the lengths, by key."""
-    held: dict[str, set[str]] = {}
-    lengths: dict[str, int] = {}
-    with scene.topology.client() as client:
-        seconds, micros = client.time()
-        now = seconds * 1000 + micros // 1000
-        for name in client.scan_iter(match="inflight/{*}", _type="zset"):
-            if not name.endswith("/ended"):
-                holders = client.zrangebyscore(name, f"({now}", "+inf")
-                if holders:
-                    held[name.partition("/")[2].strip("{}").partition("/")[2]] = set(holders)
-        for name in client.scan_iter(match="queue/{*}", _type="hash"):
-            key = name.partition("/")[2].strip("{}").partition("/")[2]
-            lengths[key] = int(client.hget(name, "length") or 0)
-    return held, lengths
 
 
 def _deleting(pod: dict[str, object]) -> bool:

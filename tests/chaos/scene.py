@@ -18,13 +18,16 @@ from devcluster.podrunner import PodRunner
 from devcluster.polling import until
 from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
-from tests.chaos import crash
+from tests.chaos import crash, journal
 from tests.chaos.clusters import Cluster
-from tests.chaos.history import Recorder
+from tests.chaos.groups import Cluster as ClusterStore
+from tests.chaos.groups import Etcd, Sentinel
+from tests.chaos.history import Operation, Recorder
 from tests.chaos.proxy import Link, Loop
-from tests.chaos.topology import Single, start_again
+from tests.chaos.topology import Single, Topology, start_again
 
 _LEADING = "at_least_semaphore_pod_hook_leading 1.0"
+_ROOT = Path(__file__).resolve().parents[2]
 _CLOCKS = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 
@@ -32,6 +35,9 @@ class Needs(NamedTuple):
     """What a run's faults ask of its scene.
 
     Attributes:
+        topology: What the store is: "single", "etcd", "sentinel" or "cluster".
+        wait_replicas: How many replicas must have a grant before it counts.
+        peers: Whether links between the store's servers can be troubled.
         locks: How many servers Redlock has.
         sync: The store's appendfsync.
         clocks: Whose clocks can be set: "webhook", "store".
@@ -39,6 +45,9 @@ class Needs(NamedTuple):
         native: Whether sidecars are native ones.
     """
 
+    topology: str = "single"
+    wait_replicas: int = 0
+    peers: bool = False
     locks: int = 1
     sync: str = "always"
     clocks: Collection[str] = ()
@@ -71,9 +80,11 @@ class Clock:
 class Replica:
     """A webhook with its controller, and the links by which it talks."""
 
-    def __init__(self, process: WebhookProcess, store: Link, locks: list[Link], api: Link, clock: Clock | None) -> None:
+    def __init__(
+        self, process: WebhookProcess, stores: list[Link], locks: list[Link], api: Link, clock: Clock | None
+    ) -> None:
         self.process = process
-        self.store = store
+        self.stores = stores
         self.locks = locks
         self.api = api
         self.clock = clock
@@ -105,8 +116,10 @@ class Scene:
         self.recorder = Recorder()
         self.crash_file = directory / "crash"
         self.store_clock = self._clock("store")
-        self.topology = Single(directory / "store", needs.sync, self._environment(self.store_clock))
-        self.locks = [RedisServer(directory / f"lock-{number}") for number in range(needs.locks)]
+        self.journal = directory / "journal"
+        self.topology = self._topology(directory / "store")
+        locks = 0 if self.topology.locks else needs.locks
+        self.locks = [RedisServer(directory / f"lock-{number}") for number in range(locks)]
         self.replicas: list[Replica] = []
         self._stack = ExitStack()
         self._pool = ThreadPoolExecutor(8)
@@ -133,7 +146,7 @@ class Scene:
         self.cluster = self._new_cluster()
         self._stack.callback(self.cluster.close)
         self._stack.callback(self._close_links)
-        self.sidecars = self._link(self.topology.ports, "")
+        self.sidecars = self._store_links("")
         for number in (1, 2):
             self.replicas.append(self._replica(number))
         self._stack.callback(lambda: self.all(*(replica.process.process.kill for replica in self.replicas)))
@@ -148,6 +161,10 @@ class Scene:
         for done in [self._pool.submit(call) for call in calls]:
             done.result()
 
+    def operations(self) -> list[Operation]:
+        """Return what was recorded so far, on links or by the callers, in the order of invocation."""
+        return self.recorder.operations() or journal.read(self.journal)
+
     def leader(self) -> Replica | None:
         """Return the replica whose controller works, if there is one."""
         return next((replica for replica in self.replicas if replica.leads()), None)
@@ -155,6 +172,19 @@ class Scene:
     def _close_links(self) -> None:
         for link in self._links:
             link.close()
+
+    def _topology(self, directory: Path) -> Topology:
+        needs = self.needs
+        if needs.topology == "etcd":
+            return Etcd(directory, self.loop, peers=needs.peers)
+        if needs.topology == "sentinel":
+            return Sentinel(directory, needs.wait_replicas)
+        if needs.topology == "cluster":
+            return ClusterStore(directory)
+        return Single(directory, needs.sync, self._environment(self.store_clock))
+
+    def _store_links(self, process: str) -> list[Link]:
+        return [self._link([port], process) for port in self.topology.ports]
 
     def _link(self, ports: list[int], process: str | None = None) -> Link:
         tap = None if process is None else self.topology.tap(self.recorder, process)
@@ -171,32 +201,45 @@ class Scene:
         return os.environ | clock.env if clock else None
 
     def _replica(self, number: int) -> Replica:
-        store = self._link(self.topology.ports, f"webhook-{number}")
+        stores = self._store_links(f"webhook-{number}")
         locks = [self._link([server.port]) for server in self.locks]
         api = self._link([self.cluster.port])
         kubeconfig = self.cluster.kubeconfig(self.directory / f"{number}.kubeconfig", api.port)
         clock = self._clock(f"webhook-{number}")
         flags = [
-            "--lock-mode=redlock",
-            f"--queue-redis-address={store.address}",
-            f"--redis-addresses={','.join(link.address for link in locks)}",
+            *self.topology.flags([link.address for link in stores]),
+            *([f"--redis-addresses={','.join(link.address for link in locks)}"] if locks else []),
             f"--kubeconfig={kubeconfig}",
             *(["--enable-sidecar-containers"] if self.needs.native else []),
         ]
-        env = (clock.env if clock else {}) | {crash.VARIABLE: str(self.crash_file)}
-        python = (sys.executable, crash.__file__) if "webhook" in self.needs.crashing else (sys.executable,)
+        env = (clock.env if clock else {}) | self._launched(f"webhook-{number}")
+        python = (sys.executable, *self._launcher("webhook"))
         process = WebhookProcess(self.directory / f"webhook-{number}", flags=flags, env=env, python=python)
-        return Replica(process, store, locks, api, clock)
+        return Replica(process, stores, locks, api, clock)
+
+    def _launcher(self, whom: str) -> tuple[str, ...]:
+        """Return what starts a process that can be killed at a point, or that writes down what it does."""
+        return (crash.__file__,) if whom in self.needs.crashing or self._journals else ()
+
+    def _launched(self, process: str) -> dict[str, str]:
+        env = {crash.VARIABLE: str(self.crash_file)}
+        if self._journals:
+            env |= {journal.VARIABLE: str(self.journal), journal.PROCESS: process, "PYTHONPATH": str(_ROOT)}
+        return env
+
+    @property
+    def _journals(self) -> bool:
+        return self.topology.tap(self.recorder, "") is None
 
     def _runner(self) -> PodRunner:
         package = ("-m", "at_least_semaphore_pod_hook")
-        crashing = (crash.__file__,) if "sidecar" in self.needs.crashing else ()
+        links = [zip(replica.stores, self.sidecars, strict=True) for replica in self.replicas]
         return PodRunner(
             self.cluster.admin,
             self.directory / "pods",
-            entrypoint=(sys.executable, *crashing, *package),
-            sidecar_env={crash.VARIABLE: str(self.crash_file)},
-            substitutions={replica.store.address: self.sidecars.address for replica in self.replicas},
+            entrypoint=(sys.executable, *self._launcher("sidecar"), *package),
+            sidecar_env=self._launched("sidecar"),
+            substitutions={theirs.address: ours.address for pairs in links for theirs, ours in pairs},
             restart_sidecars=True,
         )
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from devcluster.polling import until
 from devcluster.process import Process
 from devcluster.stores import RedisServer
 from tests.chaos import crash, topology
-from tests.chaos.fault import Verdict
-from tests.chaos.faults import KINDS, plan, verdict
+from tests.chaos.fault import TOPOLOGIES, Verdict
+from tests.chaos.faults import first_kinds, ground, plan, verdict
 from tests.chaos.history import Operation, Recorder
 from tests.chaos.objects import ConflictError, patched
 from tests.chaos.process_faults import SidecarsStopped, WebhookStopped
@@ -30,7 +31,7 @@ from tests.chaos.proxy import NONE, Link, Loop, Trouble, Way
 from tests.chaos.tap import RespTap
 from tests.sidecar_harness import ACQUIRE, INFLIGHT, KEYS, QUEUE
 
-WANTED = ("p1", "", "identity", "pod", 0, 60_000, 30_000, 0, 0, "", "")
+WANTED = ("p1", "", "identity", "pod", 0, 60_000, 30_000, 0, 0, "", "", "")
 
 
 class Wired:
@@ -197,10 +198,25 @@ def test_faults_that_silence_all_who_renew_may_cost_leases() -> None:
 
 
 def test_a_seed_draws_the_same_faults_again() -> None:
-    for first in range(len(KINDS)):
-        drawn = [[fault.name for fault in plan(random.Random(first), first, real=False)] for _ in range(2)]
+    for seed in range(200):
+        drawn = [[fault.name for fault in plan(random.Random(seed), ground(seed))] for _ in range(2)]
         assert drawn[0] == drawn[1]
-        assert drawn[0][0] == KINDS[first].name
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("real", [False, True])
+def test_every_kind_has_its_turn(topology: str, real: bool) -> None:
+    kinds = {kind.name for kind in first_kinds(topology, real=real)}
+    grounds = [on for on in map(ground, range(4000)) if (on.topology, on.real) == (topology, real)]
+    drawn = [plan(random.Random(0), on)[0].name for on in grounds[: len(kinds)]]
+    assert set(drawn) == kinds
+
+
+def test_any_forty_seeds_have_every_topology() -> None:
+    for first in range(100):
+        counts = Counter(ground(seed).topology for seed in range(first, first + 40))
+        assert 16 <= counts["single"] <= 24
+        assert all(counts[topology] >= 3 for topology in TOPOLOGIES)
 
 
 @pytest.mark.parametrize(("sync", "kept"), [("always", {"old", "new"}), ("everysec", {"old"}), ("no", {"old"})])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import redis
 
@@ -35,10 +35,24 @@ def start_again(start: Callable[[], None]) -> None:
     start()
 
 
+class Held(NamedTuple):
+    """What a store says at a moment.
+
+    Attributes:
+        permits: Those whose leases have not ended, by key.
+        lengths: By key.
+    """
+
+    permits: dict[str, set[str]]
+    lengths: dict[str, int]
+
+
 class Topology(Protocol):
     """A store's servers, of whatever kind and number."""
 
     name: str
+    locks: bool
+    """Whether the lock is in them, too."""
 
     def start(self) -> None:
         """Start all of them."""
@@ -48,28 +62,39 @@ class Topology(Protocol):
 
     @property
     def ports(self) -> list[int]:
-        """Where clients go."""
+        """Where clients go, each by a link of its own; none where servers themselves say where they are."""
 
-    def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap]:
-        """Return what makes a reader of the protocol that the store speaks."""
+    def flags(self, addresses: Sequence[str]) -> list[str]:
+        """Return the webhook's flags for a store, and perhaps a lock, behind links at `addresses`."""
 
-    def client(self) -> redis.Redis:
-        """Return a client of the server that counts at this moment, past every link."""
+    def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap] | None:
+        """Return what makes a reader of the protocol that the store speaks, where there is one."""
 
-    def kill(self) -> None:
-        """End the server that counts at this moment as a crash of its process does."""
+    def held(self) -> Held:
+        """Read what is held, past every link."""
 
-    def cut_power(self) -> None:
-        """End it as a power cut does: what was not synced is gone."""
+    def note(self) -> None:
+        """Note how much has been written by now; called a few times a second."""
 
-    def revive(self) -> None:
-        """Start again what was ended."""
 
-    def pause(self) -> None:
-        """Freeze the server that counts at this moment."""
+def held_in_redis(clients: Sequence[Any]) -> Held:
+    """Read what is held in servers that share the semaphores among them."""
+    held = Held({}, {})
+    for client in clients:
+        seconds, micros = client.time()
+        now = seconds * 1000 + micros // 1000
+        for name in client.scan_iter(match="inflight/{*}", _type="zset"):
+            if not name.endswith("/ended"):
+                holders = client.zrangebyscore(name, f"({now}", "+inf")
+                if holders:
+                    held.permits[_key(name)] = set(holders)
+        for name in client.scan_iter(match="queue/{*}", _type="hash"):
+            held.lengths[_key(name)] = int(client.hget(name, "length") or 0)
+    return held
 
-    def resume(self) -> None:
-        """Let what is frozen go on."""
+
+def _key(name: str) -> str:
+    return name.partition("/")[2].strip("{}").partition("/")[2]
 
 
 class Single:
@@ -80,6 +105,8 @@ class Single:
         sync: Its appendfsync.
         env: Variables of its own, e.g. for a clock that goes wrong.
     """
+
+    locks = False
 
     def __init__(self, directory: Path, sync: str, env: dict[str, str] | None = None) -> None:
         self.name = f"single/{sync}"
@@ -106,22 +133,35 @@ class Single:
     def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap]:
         return lambda: RespTap(recorder, process)
 
+    def flags(self, addresses: Sequence[str]) -> list[str]:
+        return [f"--queue-redis-address={address}" for address in addresses]
+
+    def held(self) -> Held:
+        with self.client() as client:
+            return held_in_redis([client])
+
     def client(self) -> redis.Redis:
         return redis.Redis(port=self.server.port, decode_responses=True, socket_timeout=5)
 
     def note(self) -> None:
-        """Note how much has been written by now; called a few times a second."""
         if self._log.exists():
             self._synced.append((time.monotonic(), self._log.stat().st_size))
 
     def kill(self) -> None:
+        """End it as a crash of its process does."""
         self.server.kill()
 
     def cut_power(self) -> None:
+        """End it as a power cut does: what was not synced is gone."""
         self.server.kill()
-        oldest = time.monotonic() - FLUSH_SECONDS[self.sync]
+        if self.sync != "always":
+            self.forget(FLUSH_SECONDS[self.sync])
+
+    def forget(self, seconds: float) -> None:
+        """Put the data in place that it had `seconds` ago, while it is not running."""
+        oldest = time.monotonic() - seconds
         sizes = [size for at, size in self._synced if at <= oldest]
-        if self.sync != "always" and sizes and self._log.exists():
+        if sizes and self._log.exists():
             with self._log.open("r+b") as log:
                 log.truncate(min(sizes[-1], self._log.stat().st_size))
 

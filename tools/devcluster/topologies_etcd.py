@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,11 +18,12 @@ _PROBE_SECONDS = 1.0
 
 
 class EtcdMember:
-    """One member of a group; `address` is "127.0.0.1:port" and `url` its client URL."""
+    """One member of a group; `address` is "127.0.0.1:port" and `url` its client URL; peers come to `peer_port`."""
 
-    def __init__(self, process: Process, port: int, scheme: str) -> None:
+    def __init__(self, process: Process, port: int, scheme: str, peer_port: int) -> None:
         self.process = process
         self.port = port
+        self.peer_port = peer_port
         self.address = f"127.0.0.1:{port}"
         self.url = f"{scheme}://{self.address}"
 
@@ -54,13 +55,23 @@ class EtcdGroup:
 
     Heartbeat and election are set to 20 and 200 ms, so that a lost leader is soon replaced. Without `fsync` writes are
     faster and survive a SIGKILL of the process, but not a power cut. `arguments` are further flags of each member. The
-    members talk to each other and to clients without TLS.
+    members talk to each other and to clients without TLS. `advertised` says at which port of 127.0.0.1 the others reach
+    a peer port, where something is in between.
     """
 
-    def __init__(self, directory: Path, count: int = 3, *, fsync: bool = False, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        count: int = 3,
+        *,
+        fsync: bool = False,
+        arguments: Sequence[str] = (),
+        advertised: Callable[[int], int] | None = None,
+    ) -> None:
         binary = find_or_build(["etcd"])["etcd"]
-        peers = {f"m{number}": f"http://127.0.0.1:{free_port()}" for number in range(count)}
-        cluster = ",".join(f"{name}={url}" for name, url in peers.items())
+        peers = {f"m{number}": free_port() for number in range(count)}
+        reached = {name: f"http://127.0.0.1:{advertised(port) if advertised else port}" for name, port in peers.items()}
+        cluster = ",".join(f"{name}={url}" for name, url in reached.items())
         self.members: list[EtcdMember] = []
         for name, peer in peers.items():
             home = directory / name
@@ -69,12 +80,12 @@ class EtcdGroup:
             url = f"http://127.0.0.1:{port}"
             argv = [str(binary), f"--name={name}", f"--data-dir={home / 'data'}", "--log-level=warn"]
             argv += [f"--listen-client-urls={url}", f"--advertise-client-urls={url}"]
-            argv += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
+            argv += [f"--listen-peer-urls=http://127.0.0.1:{peer}", f"--initial-advertise-peer-urls={reached[name]}"]
             argv += [f"--initial-cluster={cluster}", "--heartbeat-interval=20", "--election-timeout=200"]
             if not fsync and (program_version(binary) or (0, 0, 0)) >= (3, 5, 0):
                 argv.append("--unsafe-no-fsync")
             process = Process(f"etcd-{name}", [*argv, *arguments], home / "etcd.log")
-            self.members.append(EtcdMember(process, port, "http"))
+            self.members.append(EtcdMember(process, port, "http", peer))
 
     def start(self, *which: EtcdMember) -> None:
         """Start the members, all of them where none is named, and return once each of them serves."""
