@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-from at_least_semaphore_pod_hook import cli
+from at_least_semaphore_pod_hook import cli, flags
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.server import metrics, semaphore_metrics  # noqa: F401 - each adds to the registry
 
@@ -33,7 +33,7 @@ class Flag(NamedTuple):
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith(cli.ENVIRONMENT_PREFIX):
+        if name.startswith(flags.ENVIRONMENT_PREFIX):
             monkeypatch.delenv(name)
 
 
