@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tests.chaos.checker import check
-from tests.chaos.fault import Verdict
+from tests.chaos.fault import Fault, Verdict
 from tests.chaos.history import Operation
 from tests.chaos.holds import Expectation
 from tests.cluster.e2e import PREFIX
 
 UNSYNCED_SECONDS = 5.0
 """How old a write may be that a power cut takes along, and then some."""
+UNSEEN_SECONDS = 1.0
+"""How long it may take from a grant until the API server lists its pod as one that was let in, and then some."""
 OF_LEASES = {"never_above_length", "granted_once", "held_is_renewed", "full_is_full"}
 """Rules that go by how long leases last."""
 
@@ -46,6 +49,25 @@ def violations(operations: Sequence[Operation], verdict: Verdict, faults: Span, 
         if verdict is not Verdict.CLOCK or violation.rule not in OF_LEASES
     ]
     return found + lost(operations) if verdict is Verdict.NONE else found
+
+
+def in_flight(operations: Sequence[Operation], faults: Sequence[Fault]) -> dict[str, int] | None:
+    """Return how many pods a rebuild could not see, by key; None where there is no such limit.
+
+    These were granted a permit, or let in, so short a time before the store lost it that the API server need not have
+    shown it.
+    """
+    losing = [fault for fault in faults if fault.verdict >= Verdict.WRITES]
+    if not all(fault.rebuilt and fault.lost for fault in losing):
+        return None
+    unseen: Counter[str] = Counter()
+    for start, end in (fault.lost for fault in losing if fault.lost):
+        for one in operations:
+            granted = one.outcome != "fail" and one.result.get("outcome", "granted") in {"granted", "resumed"}
+            answered = one.result.get("gave_up", one.completed)
+            if one.kind == "acquire" and granted and one.invoked < end and answered > start - UNSEEN_SECONDS:
+                unseen[one.semaphore.partition("/")[2]] += 1
+    return unseen
 
 
 def lost(operations: Sequence[Operation]) -> list[str]:

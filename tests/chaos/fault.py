@@ -33,6 +33,8 @@ class Fault:
         verdict: What it costs alone.
         silences: Who does not renew while it lasts: "sidecar", "controller". Where both are silent, leases run out.
         topologies: In which stores there is such a thing.
+        rebuilt: Whether what a verdict of WRITES lets be lost is put back, but for what was in flight at the time.
+        lost: From when to when it took writes away, in seconds of the monotonic clock, once it has.
         seconds: From and to how long it lasts.
     """
 
@@ -40,6 +42,8 @@ class Fault:
     verdict: Verdict = Verdict.NONE
     silences: Collection[str] = ()
     topologies: Collection[str] = TOPOLOGIES
+    rebuilt: bool = False
+    lost: tuple[float, float] | None = None
     seconds: ClassVar[tuple[float, float]] = (0.5, 1.5)
 
     def __init__(self, rng: random.Random) -> None:

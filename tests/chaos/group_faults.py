@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
+import time
 from collections.abc import Collection
 from typing import Any, ClassVar
 
 import redis
 
+from devcluster.binaries import find_or_build, program_version
 from devcluster.stores import RedisServer
 from devcluster.topologies import client
 from devcluster.topologies_etcd import EtcdMember
@@ -28,11 +31,14 @@ class StoreFlushed(StoreKilled):
 
     name = "store: flushed"
     verdict = Verdict.WRITES
+    rebuilt = True
     seconds = (0.1, 0.3)
 
     def inject(self, scene: Scene) -> None:
         with under_way(scene), single(scene).client() as asked:
+            began = time.monotonic()
             asked.flushall()
+            self.lost = began, time.monotonic()
 
     def heal(self, scene: Scene) -> None:
         pass
@@ -43,12 +49,15 @@ class StoreOlderCopy(StoreKilled):
 
     name = "store: older copy"
     verdict = Verdict.WRITES
+    rebuilt = True
 
     def inject(self, scene: Scene) -> None:
         scene.sleep(COPY_SECONDS)
         with under_way(scene):
+            began = time.monotonic()
             single(scene).kill()
         single(scene).forget(COPY_SECONDS)
+        self.lost = began, time.monotonic()
 
 
 class OfGroup(Fault):
@@ -95,11 +104,11 @@ class EtcdFollowerKilled(EtcdLeaderKilled):
 
 
 class EtcdLeaderStopped(EtcdLeaderKilled):
-    """SIGSTOP of the member that leads, for longer than an election."""
+    """SIGSTOP of the member that leads, for longer than an election, and shorter than what is left of any lease."""
 
     name = "etcd: leader SIGSTOP"
     silences = ("controller",)
-    seconds = (1.5, 4.5)
+    seconds = (0.9, 1.3)
 
     def inject(self, scene: Scene) -> None:
         self.member = self.pick(self.etcd(scene))
@@ -108,6 +117,27 @@ class EtcdLeaderStopped(EtcdLeaderKilled):
 
     def heal(self, scene: Scene) -> None:
         self.member.resume()
+
+
+@functools.cache
+def _heeds_old_leaders() -> bool:
+    """Whether etcd ends the leases that have run out by the clock of a leader that has just been replaced.
+
+    It does before 3.4.31 and 3.5.13 (etcd's pull request 16822).
+    """
+    version = program_version(find_or_build(["etcd"])["etcd"]) or (0, 0, 0)
+    return version < (3, 4, 31) or (3, 5, 0) <= version < (3, 5, 13)
+
+
+class EtcdLeaderFrozen(EtcdLeaderStopped):
+    """SIGSTOP of the member that leads, for longer than any lease."""
+
+    name = "etcd: leader SIGSTOP for longer than a lease"
+    seconds = (3.5, 4.5)
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__(rng)
+        self.verdict = Verdict.CLOCK if _heeds_old_leaders() else Verdict.NONE
 
 
 class EtcdLeaderCutOff(EtcdLeaderKilled):
@@ -148,17 +178,21 @@ class EtcdCompacted(_OfEtcd):
 
 class _OfSentinel(OfGroup):
     topologies = frozenset({"sentinel"})
-    verdict = Verdict.WRITES
     silences = ("sidecar", "controller")
-    # A replica that has all grants is promoted where one has to have each. Renewals and releases wait for nobody, so
-    # that leases can be shorter, and permits be held again, for as long as it takes to rebuild.
-    waits: ClassVar[tuple[int, ...]] = (0, 1)
+    expected: ClassVar[dict[int, Verdict]] = {
+        0: Verdict.WRITES,
+        # The replica that is promoted has every grant. Renewals and releases wait for nobody, so that leases can be
+        # shorter, and permits be held again, until it is rebuilt.
+        1: Verdict.WRITES,
+    }
+    """What may be lost, by how many replicas must have a grant."""
     seconds = (2.0, 3.5)
     primary: RedisServer
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__(rng)
-        self._wait = rng.choice(self.waits)
+        self._wait = rng.choice(list(self.expected))
+        self.verdict = self.expected[self._wait]
 
     @staticmethod
     def sentinel(scene: Scene) -> Sentinel:
@@ -300,6 +334,7 @@ class ConnectionsKilled(OfGroup):
 GROUP_KINDS: list[type[Fault]] = [
     EtcdLeaderKilled,
     EtcdLeaderStopped,
+    EtcdLeaderFrozen,
     EtcdFollowerKilled,
     EtcdLeaderCutOff,
     EtcdCompacted,

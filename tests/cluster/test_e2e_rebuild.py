@@ -8,7 +8,7 @@ import pytest
 
 from devcluster.stores import RedisServer
 from tests.cluster.e2e import Namespace, Semaphore, client_of, eventually, opted_in, pod
-from tests.cluster.gating import FENCING_TOKEN, replica, serving
+from tests.cluster.gating import FENCING_TOKEN, replica
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,7 +35,8 @@ def mortal_store(tmp_path: Path) -> Iterator[RedisServer]:
 def webhook(
     mortal_store: RedisServer, account: Path, registration: Registration, tmp_path: Path
 ) -> Iterator[WebhookProcess]:
-    with serving(replica(tmp_path / "webhook", mortal_store, account, "--when-full=deny")) as webhook:
+    with replica(tmp_path / "webhook", mortal_store, account, "--when-full=deny") as webhook:
+        eventually(lambda: "pods watched" in webhook.log(), "the controller works")
         registration.use(webhook)
         yield webhook
 

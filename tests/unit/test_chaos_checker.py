@@ -67,6 +67,7 @@ def adopt(permit: str, at: Moments, token: int) -> Operation:
 
 
 A, B, C = granted("a", (1, 1.1)), granted("b", (2, 2.1)), granted("c", (3, 3.1))
+ANEW = Expectation(overrun=5.0)
 LOST = Expectation(loss="bounded", lost_after=1.5, whole_at=2.5, rebuilt_at=3.5)
 
 BREAKS: dict[str, tuple[str, list[Operation]]] = {
@@ -118,6 +119,7 @@ BREAKS: dict[str, tuple[str, list[Operation]]] = {
         "full_is_full",
         [length(1), unknown(A, 1.5), full("x", (12, 12.1))],
     ),
+    "full when expired and counted anew": ("full_is_full", [length(1), A, full("x", (16.2, 16.3))]),
     "stale step": (
         "stale_steps_are_refused",
         [op("begin", "", (1, 1.1), {"token": 5}, domain="d"), length(2, (2, 2.1), domain="d", token=4)],
@@ -130,6 +132,7 @@ KEEPS: dict[str, list[Operation]] = {
     "release without an answer": [length(1), A, unknown(release("a", (1.5, 1.6))), B],
     "release that may have been sent twice": [length(1), A, release("a", (1.5, 1.6), released=False), B],
     "reclaimed by name": [length(1), A, op("reclaim", "a", (1.5, 1.6), {"count": 1}), B],
+    "full while its lease is counted anew": [length(1), A, full("x", (15.9, 16.1))],
     "lease just over": [length(1), A, granted("b", (10.9, 11.1))],
     "acquire without an answer": [length(1), unknown(A), B],
     "dry run": [length(1), A, granted("b", (2, 2.1), dry_run=True)],
@@ -204,6 +207,8 @@ KEEPS: dict[str, list[Operation]] = {
 
 EXPECTATIONS = {
     "full when nothing is late": Expectation(late=0),
+    "full when expired and counted anew": ANEW,
+    "full while its lease is counted anew": ANEW,
     "before the loss": LOST,
     "told that it has none when rebuilt": LOST,
     "told that it has none before it is rebuilt": LOST,
