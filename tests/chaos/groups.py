@@ -12,6 +12,7 @@ from typing import Any
 
 import redis
 
+from devcluster.errors import DevClusterError
 from devcluster.polling import until
 from devcluster.stores import RedisServer
 from devcluster.topologies import RedisCluster, SentinelGroup, client
@@ -29,9 +30,24 @@ _from = re.compile(rb"x-server-from: ([0-9a-f]+)", re.IGNORECASE)
 class _OfGroup:
     """What the callers of these stores do is recorded by themselves: they go to several servers, whatever is asked."""
 
+    group: Any
+
     @property
     def ports(self) -> list[int]:
         return []
+
+    def start(self) -> None:
+        start_again(self._begin)
+
+    def _begin(self) -> None:
+        try:
+            self.group.start()
+        except DevClusterError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self.group.stop()
 
     def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap] | None:
         return None
@@ -72,6 +88,7 @@ class Etcd(_OfGroup):
 
     name = "etcd"
     locks = True
+    group: EtcdGroup
 
     def __init__(self, directory: Path, loop: Loop, *, peers: bool) -> None:
         self.cut_off = 0
@@ -84,7 +101,14 @@ class Etcd(_OfGroup):
         return self._peers[port].port
 
     def start(self) -> None:
-        self.group.start()
+        start_again(self._begin)
+
+    def _begin(self) -> None:
+        try:
+            self.group.start()
+        except DevClusterError:
+            self.group.close()
+            raise
 
     def close(self) -> None:
         self.group.close()
@@ -175,17 +199,12 @@ class Sentinel(_OfGroup):
     """
 
     locks = False
+    group: SentinelGroup
 
     def __init__(self, directory: Path, wait_replicas: int) -> None:
         self.name = f"sentinel/{wait_replicas}"
         self.group = SentinelGroup(directory, down_after_ms=700)
         self._wait_replicas = wait_replicas
-
-    def start(self) -> None:
-        self.group.start()
-
-    def close(self) -> None:
-        self.group.stop()
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         option = f"?wait-replicas={self._wait_replicas}" if self._wait_replicas else ""
@@ -223,15 +242,10 @@ class Cluster(_OfGroup):
 
     name = "cluster"
     locks = False
+    group: RedisCluster
 
     def __init__(self, directory: Path) -> None:
         self.group = RedisCluster(directory, replicas=1)
-
-    def start(self) -> None:
-        self.group.start()
-
-    def close(self) -> None:
-        self.group.stop()
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         return [f"--queue-url={self.group.url}"]
