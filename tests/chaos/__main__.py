@@ -14,6 +14,7 @@ from pathlib import Path
 
 from devcluster.errors import DevClusterError
 from tests.chaos.clusters import Ground
+from tests.chaos.fault import Verdict
 from tests.chaos.runs import Report, run
 
 ROOM_BYTES = 2**30
@@ -72,13 +73,24 @@ def summary(reports: Sequence[Report], seconds: float) -> str:
         ("operations with unknown outcome", sum(report.unknown for report in reports)),
         ("kinds of faults", len(kinds)),
         *((f"  {name}", count) for name, count in sorted(kinds.items())),
-        ("over-admissions", sum(report.over_admissions for report in reports)),
-        ("permits lost", sum(report.permits_lost for report in reports)),
+        *_losses(reports),
         ("crash points hit", len(points)),
         *((f"  {name}", count) for name, count in sorted(points.items())),
         ("violations", sum(len(report.violations) for report in reports)),
     ]
     return "\n".join(f"{name:42} {value}" for name, value in rows)
+
+
+def _losses(reports: Sequence[Report]) -> list[tuple[str, int]]:
+    """Tell what must not be apart from what the verdict of a fault allows."""
+    rows = []
+    for what, among in (
+        ("", [report for report in reports if report.verdict is Verdict.NONE]),
+        (", as a verdict allows", [report for report in reports if report.verdict is not Verdict.NONE]),
+    ):
+        rows.append((f"over-admissions{what}", sum(report.over_admissions for report in among)))
+        rows.append((f"permits lost{what}", sum(report.permits_lost for report in among)))
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
