@@ -11,6 +11,7 @@ import itertools
 import os
 import random
 import time
+import traceback
 from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,7 +28,7 @@ from tests.contract.conftest import KINDS
 from tests.contract.operations import KEYS, STALE, Call, agree, at_once, ends_ms, performed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreState
     from tests.contract.subjects import Subject
@@ -137,7 +138,7 @@ class Comparison(RuleBasedStateMachine):
         for specification in self.specifications:
             specification._semaphores.pop(key, None)
             expected = at_once(performed(specification, beginning, ()))
-        step = self.loop.run_until_complete(performed(self.subject.store, beginning, ()))
+        step = self._run(performed(self.subject.store, beginning, ()))
         assert step == expected
         # Steps that began before all was lost have been overtaken.
         self.fences.setdefault(key, []).append(step.fence)
@@ -150,18 +151,24 @@ class Comparison(RuleBasedStateMachine):
 
     def perform(self, client: int, call: Call) -> None:
         Comparison.count += 1
-        answer, state = self.loop.run_until_complete(self._one_by_one(client, call))
+        answer, state = self._run(self._one_by_one(client, call))
         fitting = []
         for specification in self.specifications:
             expected = at_once(performed(specification, call, self.fences[call.key]))
             if agree(answer, expected, specification, call.key):
                 fitting.append(specification)
-        assert fitting, f"{call}\nwas answered {answer}\nand not     {expected}"
-        self.specifications = fitting
+        self.specifications = one_at_least(fitting, f"{call}\nwas answered {answer}\nand not     {expected}")
         self._check(call.key, [(call, answer)], state)
         if _is_grant(call, answer):
             assert answer.permit in state.permits
             assert state.held <= state.length
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return self.loop.run_until_complete(work)
+        except Exception:
+            traceback.print_exc()  # it may not happen again when Hypothesis repeats it
+            raise
 
     async def _one_by_one(self, client: int, call: Call) -> tuple[Any, SemaphoreState]:
         answer = await performed(self.subject.stores[client], call, self.fences[call.key])
@@ -173,7 +180,7 @@ class Comparison(RuleBasedStateMachine):
         """Two calls of two clients at the same time are answered as in one of both orders."""
         Comparison.count += 2
         key = pair[0].key
-        answers, state = self.loop.run_until_complete(self._at_once(pair))
+        answers, state = self._run(self._at_once(pair))
         fitting = {}
         for specification, order in product(self.specifications, ((0, 1), (1, 0))):
             specified = MemoryStore(self.subject.clock.seconds)
@@ -185,12 +192,11 @@ class Comparison(RuleBasedStateMachine):
                     break
             else:
                 fitting[repr(specified._semaphores)] = specified
-        message = f"{pair[0]}\nand {pair[1]}\nwere answered {answers[0]}\nand {answers[1]}: in neither order"
-        if not fitting:
-            # What happened by the order of two calls may not happen again when Hypothesis repeats it.
-            print(f"{message}\nSpecified were {self.specifications[0]._semaphores.get(key)}")
-        assert fitting, message
-        self.specifications = list(fitting.values())
+        message = (
+            f"{pair[0]}\nand {pair[1]}\nwere answered {answers[0]}\nand {answers[1]}: in neither order\n"
+            f"Specified were {self.specifications[0]._semaphores.get(key)}"
+        )
+        self.specifications = one_at_least(list(fitting.values()), message)
         self._check(key, list(zip(pair, answers, strict=True)), state)
 
     async def _at_once(self, pair: tuple[Call, Call]) -> tuple[list[Any], SemaphoreState]:
@@ -209,10 +215,7 @@ class Comparison(RuleBasedStateMachine):
         assert all(0 < holder.lease_ms <= holder.expiration_ms for holder in state.holders)
         fitting = [one for one in self.specifications if agree(state, at_once(one.state(key)), one, key)]
         message = f"after {answered}\n{state}\nis not {at_once(self.specifications[0].state(key))}"
-        if not fitting:
-            print(message)
-        assert fitting, message
-        self.specifications = fitting
+        self.specifications = one_at_least(fitting, message)
 
     @rule(client=clients, call=among(operations.PLAIN_ACQUIRES))
     def acquire(self, client: int, call: Call) -> None:
@@ -300,6 +303,17 @@ class Comparison(RuleBasedStateMachine):
         if chance:
             Comparison.count += 1
             self._start_anew(key)
+
+
+def one_at_least(fitting: list[MemoryStore], message: str) -> list[MemoryStore]:
+    """Return the specifications that fit; print the message where there is none.
+
+    What happened by the order of two calls may not happen again when Hypothesis repeats it, and then it tells nothing.
+    """
+    if not fitting:
+        print(message)
+    assert fitting, message
+    return fitting
 
 
 def _is_grant(call: Call, answer: Any) -> bool:
