@@ -14,6 +14,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     AcquireRequest,
     Adoptee,
     Fence,
+    Holder,
     Outcome,
     SemaphoreKey,
     SemaphoreState,
@@ -165,3 +166,20 @@ def agree(answer: Any, expected: Any, specification: MemoryStore, key: Semaphore
             and [since[owner] for owner in answer.denied] == [since[owner] for owner in expected.denied]
         )
     return bool(answer == expected)
+
+
+def is_between(answer: Any, before: SemaphoreState, after: SemaphoreState) -> bool:
+    """Whether a state was read while a holder was renewed: each of its details is from before it or from after it."""
+    if not isinstance(answer, SemaphoreState):
+        return False
+    rest = before.length, before.complete, sorted(before.denied), before.permits
+    if rest != (after.length, after.complete, sorted(after.denied), after.permits):
+        return False
+    if rest != (answer.length, answer.complete, sorted(answer.denied), answer.permits):
+        return False
+    ends = [{holder.permit: holder for holder in state.holders} for state in (before, after)]
+    return all(
+        detail in details or (name == "age_ms" and detail == holder.silent_ms)
+        for holder in answer.holders
+        for name, detail, *details in zip(Holder._fields, holder, *(end[holder.permit] for end in ends), strict=True)
+    )

@@ -101,7 +101,11 @@ class Store(Protocol):
         ...
 
     async def state(self, key: SemaphoreKey) -> SemaphoreState:
-        """Read a semaphore."""
+        """Read a semaphore.
+
+        Who holds permits is read at one moment. Of a holder that is renewed at that moment, each detail may be from
+        before the renewal or from after it, and its age may be counted from it.
+        """
         ...
 
     async def forget_denied(self, key: SemaphoreKey, owner: str) -> None:
