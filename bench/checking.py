@@ -14,6 +14,8 @@ import aiohttp
 import msgspec
 import uvloop
 
+from at_least_semaphore_pod_hook.connector import Connector
+
 
 class _Request(msgspec.Struct):
     uid: str
@@ -42,7 +44,7 @@ async def measure(url: str, ca_file: str, bodies: list[bytes], connections: int,
     good = 0
     context = ssl.create_default_context(cafile=ca_file)
     headers = {"Content-Type": "application/json"}
-    connector = aiohttp.TCPConnector(limit=connections, ssl=context)
+    connector = Connector(limit=connections, ssl=context)
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         start = time.perf_counter()
 

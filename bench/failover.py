@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import aiohttp
 
 import load
+from at_least_semaphore_pod_hook.connector import Connector
 from devcluster.process import free_port
 from devcluster.stores import RedisServer
 from devcluster.topologies import SentinelGroup
@@ -63,7 +64,7 @@ class Admissions:
     @contextlib.asynccontextmanager
     async def under_way(self) -> AsyncIterator[None]:
         """Send as long as the body runs."""
-        async with aiohttp.ClientSession() as session:
+        async with aiohttp.ClientSession(connector=Connector()) as session:
             clients = [asyncio.create_task(self._send(session, number)) for number in range(CLIENTS)]
             try:
                 yield

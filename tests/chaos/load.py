@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from at_least_semaphore_pod_hook.connector import Connector
 from tests.chaos.objects import Object, patched
 from tests.chaos.standin import Admission, Refused, ask, review
 from tests.cluster.e2e import PREFIX, RUN_SECONDS, SIDECAR, opted_in, sidecars
@@ -104,7 +105,7 @@ class Load:
 
     async def start(self) -> None:
         """Begin."""
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64))
+        self._http = aiohttp.ClientSession(connector=Connector(limit=64))
         works: list[Coroutine[Any, Any, None]] = [self._look(), *(self._churn(kind) for kind in self._kinds)]
         works += [self._ask_directly() for _ in range(4)]
         self._tasks = [asyncio.create_task(work) for work in works]

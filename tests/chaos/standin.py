@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import aiohttp
 from aiohttp import web
 
+from at_least_semaphore_pod_hook.connector import Connector
 from tests.chaos.objects import ConflictError, Object, Objects, merged, patched, selected
 
 NODE_READY: Object = {"kind": "Node", "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
@@ -80,7 +81,7 @@ class StandIn:
 
     async def start(self) -> None:
         """Begin to serve."""
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=64, force_close=True))
+        self._http = aiohttp.ClientSession(connector=Connector(limit=64, force_close=True))
         application = web.Application()
         application.router.add_route("*", "/{path:.*}", self._handle)
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)

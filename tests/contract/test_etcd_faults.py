@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from at_least_semaphore_pod_hook.addresses import Address
+from at_least_semaphore_pod_hook.connector import Connector
 from at_least_semaphore_pod_hook.errors import LockUnavailableError
 from at_least_semaphore_pod_hook.etcd import Client, Delete, EtcdRefusedError, Put, Range, prefix_end
 from at_least_semaphore_pod_hook.locks.etcd import EtcdLock
@@ -200,7 +201,7 @@ async def test_plain_reads_writes_and_refusals(etcd_server: EtcdServer) -> None:
 
 
 async def _enable_authentication(server: EtcdServer) -> None:
-    async with aiohttp.ClientSession(server.url) as session:
+    async with aiohttp.ClientSession(server.url, connector=Connector()) as session:
         for path, body in (
             ("/v3/auth/user/add", {"name": "root", "password": "secret-word"}),
             ("/v3/auth/role/add", {"name": "root"}),

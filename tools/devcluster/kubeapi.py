@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import socket
 import ssl
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +15,7 @@ from typing import Any, Literal, Self
 import aiohttp
 import yaml
 
+from at_least_semaphore_pod_hook.connector import Connector
 from devcluster.errors import DevClusterError
 
 Object = dict[str, Any]
@@ -28,12 +27,7 @@ _RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=60)
 _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10)
 _GONE = 410
-_CLOSE_SECONDS = 1.0
 STRATEGIC_MERGE = "application/strategic-merge-patch+json"
-
-
-def _is_open(one: socket.socket) -> bool:
-    return one.fileno() >= 0
 
 
 class ApiError(DevClusterError):
@@ -51,10 +45,9 @@ class KubeApi:
         """Read the kubeconfig; DevClusterError where it can't be read or names no server."""
         self._server, self._headers, self._ssl = _connection(kubeconfig)
         self._session: aiohttp.ClientSession | None = None
-        self._sockets: list[socket.socket] = []
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._ssl, socket_factory=self._socket)
+        connector = Connector(limit=_CONNECTIONS, ssl=self._ssl)
         self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
         return self
 
@@ -63,16 +56,6 @@ class KubeApi:
     ) -> None:
         if self._session is not None:
             await self._session.close()
-        # Of connections whose request was cancelled, aiohttp does not wait for the end, which takes TLS a moment.
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        while any(_is_open(one) for one in self._sockets) and time.monotonic() < deadline:  # noqa: ASYNC110 - sockets tell nobody
-            await asyncio.sleep(0.005)
-
-    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
-        self._sockets = [one for one in self._sockets if _is_open(one)]
-        made = socket.socket(*address[:3])
-        self._sockets.append(made)
-        return made
 
     @property
     def session(self) -> aiohttp.ClientSession:

@@ -18,6 +18,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
+from at_least_semaphore_pod_hook.connector import Connector
 from at_least_semaphore_pod_hook.controller.configuration import Configuration, Headers, configure
 from at_least_semaphore_pod_hook.controller.status import (
     BAD_REQUEST,
@@ -45,6 +46,16 @@ KEEP_ALIVE_SECONDS = 60.0
 SILENCE_GRACE_SECONDS = 5.0
 """How much later than announced a watch may end before its connection counts as dead."""
 
+_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+)
+"""By these the kernel gives a connection up within 20 s of the other machine's last sign of life."""
+
 JSON = "application/json"
 METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 """To ask for as an answer where the answer is of no interest: a tenth of the object."""
@@ -63,9 +74,7 @@ class Connection:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._shown: Headers | None = None
-        connector = aiohttp.TCPConnector(
-            ssl=configuration.tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, socket_factory=_socket
-        )
+        connector = Connector(options=_OPTIONS, ssl=configuration.tls, limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
         # Looking for a proxy costs each request; there is none within a cluster.
         proxied = bool(urllib.request.getproxies())
         self._http = aiohttp.ClientSession(connector=connector, trust_env=proxied, skip_auto_headers=("User-Agent",))
@@ -221,23 +230,6 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             if line := b"".join(rest):
                 yield line
             rest = [other]
-
-
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Make a socket whose connection the kernel gives up within 20 s of the other machine's last sign of life."""
-    family, kind, protocol, *_ = address
-    made = socket.socket(family, kind, protocol)
-    made.setblocking(False)
-    for level, option, value in (
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
-        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000),
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    ):
-        made.setsockopt(level, option, value)
-    return made
 
 
 def _distrusted(error: BaseException | None) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import aiohttp
 import msgspec
 
+from at_least_semaphore_pod_hook.connector import Connector
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.etcd import wire
 from at_least_semaphore_pod_hook.etcd.errors import EtcdRefusedError, EtcdUnavailableError
@@ -305,7 +306,7 @@ class Client:
 
     def _session(self, timeout: aiohttp.ClientTimeout, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=Connector(limit=connections),
             timeout=timeout,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
