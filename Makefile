@@ -65,6 +65,10 @@ bench-scale: install ## Measure each operation at 100,000 holders beside 10 (two
 bench-failover: install ## Measure for how long admissions fail when a server is lost (three minutes; nothing else should run)
 	$(BIN)/python bench/failover.py
 
+.PHONY: bench-certificates
+bench-certificates: install ## Rotate the certificate of two replicas 100 times under load, without a failed admission
+	$(BIN)/python bench/rotation.py
+
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds
 	@$(BIN)/python tools/demo.py

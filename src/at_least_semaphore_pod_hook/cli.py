@@ -143,6 +143,29 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         text="where tls.crt and tls.key are; they are read again when they change",
     )
     flag(
+        "--certificate-secret",
+        default="",
+        type=flags.secret,
+        metavar="NAME",
+        text="a Secret of its namespace in which the webhook keeps and rotates a certificate of its own making",
+    )
+    flag("--service-name", default=PROGRAM, type=flags.service, metavar="NAME", text="the Service it is for")
+    flag(
+        "--webhook-configuration",
+        default=PROGRAM,
+        type=flags.configuration,
+        metavar="NAME",
+        text="the configuration to keep its authority in",
+    )
+    flag("--certificate-days", default="90", type=flags.days, metavar="DAYS", text="how long it holds")
+    flag(
+        "--certificate-settle-seconds",
+        default="300",
+        type=flags.settle_seconds,
+        metavar="SECONDS",
+        text="how long API servers and replicas get to hear of a change before the next step of a rotation",
+    )
+    flag(
         "--sidecar-image",
         default=f"{PROGRAM}:{__version__}",
         type=flags.image,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ANYWHERE = "0.0.0.0"  # noqa: S104 - a pod's own address is known to nobody beforehand
 ENVIRONMENT_PREFIX = "AT_LEAST_SEMAPHORE_"
 MAX_GRACE_SECONDS = 86_400
+MIN_SETTLE_SECONDS, MAX_SETTLE_SECONDS = 0.1, 3600
+MAX_DAYS = 3650
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,6 +120,23 @@ def seconds(text: str) -> float:
     return float(text)
 
 
+def settle_seconds(text: str) -> float:
+    """Read how long a change takes to be known everywhere."""
+    found = seconds(text)
+    if not MIN_SETTLE_SECONDS <= found <= MAX_SETTLE_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not accepted: use seconds from {MIN_SETTLE_SECONDS} to {MAX_SETTLE_SECONDS}"
+        )
+    return found
+
+
+def days(text: str) -> int:
+    """Read how long a certificate holds."""
+    if not re.fullmatch(r"[1-9]\d{0,3}", text, re.ASCII) or int(text) > MAX_DAYS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use days from 1 to {MAX_DAYS}")
+    return int(text)
+
+
 def quantity(text: str) -> str:
     """Read a Kubernetes quantity of memory."""
     if not re.fullmatch(r"[1-9]\d{0,12}(Ki|Mi|Gi|k|M|G)?", text, re.ASCII):
@@ -129,6 +148,20 @@ def secret(text: str) -> str:
     """Read the name of a Secret, or nothing."""
     if text and not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text, re.ASCII):
         raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use the name of a Secret")
+    return text
+
+
+def configuration(text: str) -> str:
+    """Read the name of a MutatingWebhookConfiguration."""
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use the name of a MutatingWebhookConfiguration")
+    return text
+
+
+def service(text: str) -> str:
+    """Read the name of a Service."""
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use the name of a Service")
     return text
 
 

@@ -41,12 +41,20 @@ class Webhook(NamedTuple):
         confirm: Whether main containers wait until the sidecar has confirmed the permit.
         confirm_port: What the sidecar listens on then, save in pods that share their node's ports.
         fence: Whether main containers are stopped before a lease ends that cannot be renewed.
+        certificate_secret: The Secret that the webhook keeps its certificate in; empty where it is in `cert_dir`.
+        service_name: The Service that the certificate is for.
+        webhook_configuration: The MutatingWebhookConfiguration that is told to trust it.
     """
 
     common: Common
     host: str
     port: int
     cert_dir: str
+    certificate_secret: str
+    service_name: str
+    webhook_configuration: str
+    certificate_days: int
+    certificate_settle_seconds: float
     sidecar_image: str
     sidecar_image_pull_policy: str
     sidecar_memory_limit: str

@@ -307,7 +307,19 @@ class TestTheWholeHangsTogether:
                     for peer in rule.get("to", []):
                         assert len(matched(peer["podSelector"])) == 1
 
-    @pytest.mark.parametrize("overlay", OVERLAYS)
+    def test_without_a_certificate_manager_the_webhook_is_told_its_names(self) -> None:
+        overlay = "self-managed-certificates"
+        assert not [each for each in objects(overlay) if "cert-manager" in yaml.safe_dump(each)]
+        given = flags(webhook_container(overlay)["args"])
+        secret = given["--certificate-secret"]
+        (role,) = (each for each in objects(overlay) if each["kind"] == "Role" and secret == each["metadata"]["name"])
+        assert role["rules"][1]["resourceNames"] == [secret]
+        # Service and configuration have the names that are the flags' defaults.
+        assert named(overlay, "Service", NAMESPACE)
+        assert named(overlay, CONFIGURATION, NAMESPACE)
+        assert "volumes" not in named(overlay, "Deployment", NAMESPACE)["spec"]["template"]["spec"]
+
+    @pytest.mark.parametrize("overlay", [each for each in OVERLAYS if each != "self-managed-certificates"])
     def test_the_certificate_is_the_services_and_is_mounted(self, overlay: str) -> None:
         certificate = named(overlay, "Certificate", NAMESPACE)["spec"]
         configuration = named(overlay, CONFIGURATION, NAMESPACE)

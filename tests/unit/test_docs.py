@@ -12,7 +12,11 @@ import pytest
 
 from at_least_semaphore_pod_hook import cli, flags
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
-from at_least_semaphore_pod_hook.server import metrics, semaphore_metrics  # noqa: F401 - each adds to the registry
+from at_least_semaphore_pod_hook.server import (  # each adds to the registry
+    certificate_metrics,  # noqa: F401
+    metrics,
+    semaphore_metrics,  # noqa: F401
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"

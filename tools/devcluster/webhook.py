@@ -137,9 +137,10 @@ def configuration(url: str, ca_bundle: bytes, **changes: Any) -> dict[str, Any]:
     return document
 
 
-def shipped_rules() -> str:
-    """Return the manifests' roles as YAML, for a service account of the namespace default."""
-    documents = list(yaml.safe_load_all((MANIFEST.parent / "rbac.yaml").read_text()))
+def shipped_rules(component: str = "") -> str:
+    """Return the manifests' roles, or those of a component, as YAML, for a service account of the namespace default."""
+    directory = MANIFEST.parents[1] / "components" / component if component else MANIFEST.parent
+    documents = list(yaml.safe_load_all((directory / "rbac.yaml").read_text()))
     for document in documents:
         if document["kind"] in {"Role", "RoleBinding"}:
             document["metadata"]["namespace"] = "default"

@@ -108,6 +108,14 @@ def configure(kubeconfig: str) -> Configuration:
         raise ApiUnavailableError(f"the API server's configuration: {reason}") from error
 
 
+def own_namespace() -> str:
+    """Name the namespace that we run in; outside of a cluster, `default`."""
+    try:
+        return (SERVICE_ACCOUNT / "namespace").read_text().strip()
+    except OSError:
+        return "default"
+
+
 def _of_service_account() -> Configuration:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
     authority = str(SERVICE_ACCOUNT / "ca.crt")

@@ -67,6 +67,19 @@ class Answer(NamedTuple):
     body: bytes
     status: Status | None
 
+    def is_missing(self, resource: str, name: str) -> bool:
+        """Whether it is the API server itself that knows of no such object: a 404 of a proxy's proves nothing."""
+        status = self.status
+        if status is None or status.code != NOT_FOUND or status.reason != "NotFound" or status.details is None:
+            return False
+        return (status.details.kind, status.details.name) == (resource, name)
+
+    def done(self, what: str) -> bytes:
+        """Return the body; raises ApiUnavailableError, naming what was asked for, where it is a refusal."""
+        if self.status is not None:
+            raise refusal(what, self.status)
+        return self.body
+
 
 class Connection:
     """Requests and streams of one cluster. Made within a running event loop."""

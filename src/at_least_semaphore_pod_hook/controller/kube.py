@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from at_least_semaphore_pod_hook.controller.connection import METADATA_ONLY, Answer, Connection, path_of
+from at_least_semaphore_pod_hook.controller.connection import METADATA_ONLY, Connection, path_of
 from at_least_semaphore_pod_hook.controller.leases import LeaseView, decode_lease, encode_spec, micro_time
 from at_least_semaphore_pod_hook.controller.status import (
     CONFLICT,
@@ -154,7 +154,7 @@ class Kube:
         params = {"labelSelector": label_selector, "limit": str(PAGE)}
         while True:
             answer = await self._connection.request("GET", PODS, params=params)
-            page = self._decoder.page(_done("list of pods", answer))
+            page = self._decoder.page(answer.done("list of pods"))
             pods += page.pods
             if not page.more:
                 return pods, page.resource_version
@@ -182,9 +182,9 @@ class Kube:
     async def get_pod(self, namespace: str, name: str) -> PodView | None:
         """Read a pod as it is at this moment (no cache answers); None proves that there is no pod of this name."""
         answer = await self._connection.request("GET", path_of("api", "v1", "namespaces", namespace, "pods", name))
-        if answer.status and _is_missing(answer, "pods", name):
+        if answer.is_missing("pods", name):
             return None
-        return self._decoder.pod(_done(f"pod {namespace}/{name}", answer))
+        return self._decoder.pod(answer.done(f"pod {namespace}/{name}"))
 
     async def patch_pod(self, namespace: str, name: str, json_patch: Sequence[dict[str, Any]]) -> Written:
         """Apply a JSON patch (RFC 6902); CONFLICT where one of its tests, or an operation, does not fit the pod."""
@@ -251,7 +251,7 @@ class Kube:
         answer = await self._connection.request("POST", path, body=event, accept=METADATA_ONLY)
         if answer.status and (answer.status.code == NOT_FOUND or answer.status.has_cause(TERMINATING)):
             return Written.MISSING
-        _done("event", answer)
+        answer.done("event")
         return Written.DONE
 
     async def node_ready(self, name: str) -> bool | None:
@@ -260,10 +260,10 @@ class Kube:
         Asked for when it matters: a watch would bring every node's every heartbeat.
         """
         answer = await self._connection.request("GET", path_of("api", "v1", "nodes", name))
-        if answer.status and _is_missing(answer, "nodes", name):
+        if answer.is_missing("nodes", name):
             return None
         try:
-            conditions = _node.decode(_done(f"node {name}", answer)).status.conditions or ()
+            conditions = _node.decode(answer.done(f"node {name}")).status.conditions or ()
         except ValueError as error:
             raise ApiUnavailableError(f"the API server's answer is no node: {error}") from error
         return any(condition.type == "Ready" and condition.status == "True" for condition in conditions)
@@ -272,9 +272,9 @@ class Kube:
         """Read a Lease; None where there is none."""
         path = path_of("apis", "coordination.k8s.io", "v1", "namespaces", namespace, "leases", name)
         answer = await self._connection.request("GET", path)
-        if answer.status and _is_missing(answer, "leases", name):
+        if answer.is_missing("leases", name):
             return None
-        return decode_lease(_done(f"lease {namespace}/{name}", answer))
+        return decode_lease(answer.done(f"lease {namespace}/{name}"))
 
     async def create_lease(self, namespace: str, name: str, lease: LeaseView) -> LeaseView | None:
         """Create a Lease and return it; None where somebody else was first. Its version is not looked at."""
@@ -288,7 +288,7 @@ class Kube:
         answer = await self._connection.request("POST", path, body=body)
         if answer.status and answer.status.code == CONFLICT:
             return None
-        return decode_lease(_done(f"lease {namespace}/{name}", answer))
+        return decode_lease(answer.done(f"lease {namespace}/{name}"))
 
     async def update_lease(self, namespace: str, name: str, lease: LeaseView) -> LeaseView | None:
         """Write a Lease that still has this version and return it; None where it has not, or is gone.
@@ -298,9 +298,9 @@ class Kube:
         body = {"metadata": {"resourceVersion": lease.resource_version}, "spec": encode_spec(lease)}
         path = path_of("apis", "coordination.k8s.io", "v1", "namespaces", namespace, "leases", name)
         answer = await self._connection.request("PATCH", path, body=body, content_type="application/merge-patch+json")
-        if answer.status and (answer.status.code == CONFLICT or _is_missing(answer, "leases", name)):
+        if answer.status and (answer.status.code == CONFLICT or answer.is_missing("leases", name)):
             return None
-        return decode_lease(_done(f"lease {namespace}/{name}", answer))
+        return decode_lease(answer.done(f"lease {namespace}/{name}"))
 
     async def _patch(self, path: str, patch: object, content_type: str) -> tuple[Written, bytes]:
         answer = await self._connection.request(
@@ -328,20 +328,6 @@ class Kube:
             raise ApiGoneError(str(refusal("watch", decode_status(event.object))))
         pod = self._decoder.pod(event.object)
         return WatchEvent(event.type, pod.resource_version, pod)
-
-
-def _is_missing(answer: Answer, resource: str, name: str) -> bool:
-    """Whether it is the API server itself that knows of no such object: a 404 of a proxy's proves nothing."""
-    status = answer.status
-    if status is None or status.code != NOT_FOUND or status.reason != "NotFound" or status.details is None:
-        return False
-    return (status.details.kind, status.details.name) == (resource, name)
-
-
-def _done(what: str, answer: Answer) -> bytes:
-    if answer.status is not None:
-        raise refusal(what, answer.status)
-    return answer.body
 
 
 def _event_name(name: str) -> str:

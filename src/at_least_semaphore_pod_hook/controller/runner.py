@@ -7,9 +7,9 @@ import contextlib
 import logging
 import secrets
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from at_least_semaphore_pod_hook.controller.configuration import own_namespace
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.controller import Controller
 from at_least_semaphore_pod_hook.controller.effects import Effects
@@ -33,7 +33,6 @@ logger = logging.getLogger(__name__)
 CONFIGURE_SECONDS = 30.0
 CHECK_SECONDS = 2.0
 SILENT_SECONDS = 45.0
-NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 class Options(NamedTuple):
@@ -94,7 +93,7 @@ async def run(
             controller = None
 
     identity = f"{socket.gethostname()}-{secrets.token_hex(4)}"
-    election = Election(kube, _namespace(), options.lease, identity, on_started=start, on_stopped=stop)
+    election = Election(kube, own_namespace(), options.lease, identity, on_started=start, on_stopped=stop)
     try:
         await election.run()
     finally:
@@ -154,11 +153,3 @@ async def _report(reflector: Reflector, on_up: Callable[[bool], None]) -> None:
     while True:
         on_up(reflector.silent_seconds < SILENT_SECONDS)
         await asyncio.sleep(CHECK_SECONDS)
-
-
-def _namespace() -> str:
-    """Name the namespace that the Lease is in: our own."""
-    try:
-        return NAMESPACE_FILE.read_text().strip()
-    except OSError:
-        return "default"

@@ -8,7 +8,7 @@ import os
 import ssl
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.server import metrics
@@ -21,13 +21,48 @@ logger = logging.getLogger(__name__)
 CHECK_SECONDS = 1.0
 
 
+class Certificate(Protocol):
+    """What the webhook serves."""
+
+    context: ssl.SSLContext
+    """Stays the same while the certificate in it changes."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is one that may be served."""
+
+    async def follow(self) -> None:
+        """Keep it up to date until cancelled."""
+
+
+def new_context() -> ssl.SSLContext:
+    """Return a server's TLS context, without a certificate yet."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def take_up(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Serve a pair (PEM) to new connections; those that are open are left alone.
+
+    Raises:
+        OSError, ValueError: They are no certificate and its key. The one before stays in service.
+    """
+    with _file("tls.crt", certificate) as certificate_file, _file("tls.key", key) as key_file:
+        # A pair that is no good must not reach the live context, which would lose the one that it has.
+        for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+            each.load_cert_chain(certificate_file, key_file)
+    metrics.CERTIFICATE_RELOADS.inc()
+
+
 @contextmanager
-def _copy(file: Path) -> Iterator[str]:
-    """Name a copy of a file that lies in memory, since a context reads files only, and the file system is read-only."""
-    with open(os.memfd_create(file.name), "wb") as copy:  # noqa: PTH123 - it has no path
-        copy.write(file.read_bytes())
-        copy.flush()
-        yield f"/proc/self/fd/{copy.fileno()}"
+def _file(name: str, content: bytes) -> Iterator[str]:
+    """Name a file in memory, since a context reads files only, and the file system is read-only."""
+    with open(os.memfd_create(name), "wb") as file:  # noqa: PTH123 - it has no path
+        file.write(content)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"
 
 
 class ServingCertificate:
@@ -44,9 +79,8 @@ class ServingCertificate:
         self._certificate = Path(directory) / "tls.crt"
         self._key = Path(directory) / "tls.key"
         self._seen: tuple[tuple[int, int, int], ...] = ()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.set_alpn_protocols(["http/1.1"])
+        self.context = new_context()
+        self.ready = False
 
     def load(self) -> None:
         """Take the files up.
@@ -56,17 +90,13 @@ class ServingCertificate:
         """
         try:
             self._seen = self._fingerprint()
-            with _copy(self._certificate) as certificate, _copy(self._key) as key:
-                # A pair that is no good must not reach the live context, which would lose the one that it has. Files
-                # may change at any moment: what is checked is what is taken up.
-                for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-                    context.load_cert_chain(certificate, key)
+            take_up(self.context, self._certificate.read_bytes(), self._key.read_bytes())
         except (OSError, ValueError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             raise InvalidInputError(
                 f"--certDir: {self._certificate} and {self._key.name} are no certificate and its key: {reason}"
             ) from error
-        metrics.CERTIFICATE_RELOADS.inc()
+        self.ready = True
 
     async def follow(self) -> None:
         """Take changed files up until cancelled. A pair that is no good is logged once and the old one stays."""

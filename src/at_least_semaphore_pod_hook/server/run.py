@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
     from at_least_semaphore_pod_hook.server.app import Application
+    from at_least_semaphore_pod_hook.server.certificates import Certificate
     from at_least_semaphore_pod_hook.settings import Webhook
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class _Server(uvicorn.Server):
 
 
 def make_server(
-    application: Application, host: str, port: int, certificate: ServingCertificate | None = None
+    application: Application, host: str, port: int, certificate: Certificate | None = None
 ) -> uvicorn.Server:
     """Set a server up for an ASGI application, with TLS where there is a certificate; `serve` runs it."""
     config = uvicorn.Config(
@@ -137,9 +138,18 @@ def sidecar_template(settings: Webhook) -> SidecarTemplate:
     )
 
 
-async def _serve(settings: Webhook) -> None:
+def _certificate(settings: Webhook) -> Certificate:
+    if settings.certificate_secret:
+        from at_least_semaphore_pod_hook.server.managed import ManagedCertificate  # noqa: PLC0415 - cryptography is large
+
+        return ManagedCertificate(settings)
     certificate = ServingCertificate(settings.cert_dir)
     certificate.load()
+    return certificate
+
+
+async def _serve(settings: Webhook) -> None:
+    certificate = _certificate(settings)
     store = open_store(settings.common.queue)
     survey = Survey(annotation_prefix(settings.variant))
     service = SemaphoreService(store, make_lock(settings), survey=survey, on_reclaim=_count_reclaimed)
@@ -156,6 +166,8 @@ async def _serve(settings: Webhook) -> None:
     def ready() -> tuple[int, bytes, bytes]:
         if stopping.is_set() or not started.is_set():
             return 503, b"text/plain", b"stopping\n" if stopping.is_set() else b"starting\n"
+        if not certificate.ready:
+            return 503, b"text/plain", b"waiting for a certificate that the API server trusts\n"
         return 200, b"text/plain", b"ok\n"
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}

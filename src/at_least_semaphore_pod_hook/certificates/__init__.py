@@ -1,0 +1,1 @@
+"""Certificates that the webhook makes, rotates and has trusted by itself. Imported only where it is asked to."""
