@@ -130,7 +130,11 @@ async def front(ports: Sequence[int]) -> AsyncIterator[int]:
         except OSError:
             writer.close()
             return
-        await asyncio.gather(pump(reader, back), pump(there, writer))
+        try:
+            await asyncio.gather(pump(reader, back), pump(there, writer))
+        finally:
+            for each in (writer, back):
+                await _end(each)
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.ensure_future(lead(reader, writer))
@@ -147,12 +151,20 @@ async def front(ports: Sequence[int]) -> AsyncIterator[int]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _end(writer: asyncio.StreamWriter) -> None:
+    """End a connection at once, and return when it is closed."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+
+
 class Load:
     """Pods created as dry runs, and handshakes, until told to stop; `failures` says what went wrong."""
 
     def __init__(self, scene: Scene) -> None:
         self._scene = scene
         self._numbers = itertools.count()
+        self._ending = False
         self.admissions = 0
         self.handshakes = 0
         self.failures: list[str] = []
@@ -163,16 +175,18 @@ class Load:
         trusted = ssl.create_default_context(cafile=self._scene.control_plane.ca_file)
         headers = {"Authorization": f"Bearer {self._scene.control_plane.token}"}
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted), headers=headers) as session:
-            work = [self._create(session) for _ in range(CLIENTS)]
-            work += [self._shake_hands(replica.port) for replica in self._scene.replicas]
-            tasks = [asyncio.create_task(each) for each in work]
+            clients = [asyncio.create_task(self._create(session)) for _ in range(CLIENTS)]
+            others = [asyncio.create_task(self._shake_hands(replica.port)) for replica in self._scene.replicas]
             try:
                 yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                ended = await asyncio.gather(*tasks, return_exceptions=True)
-                self.failures += [repr(each) for each in ended if not isinstance(each, asyncio.CancelledError)]
+                self._ending = True
+                for client in clients:
+                    client.cancel()
+                ended = await asyncio.gather(*clients, *others, return_exceptions=True)
+                self.failures += [
+                    repr(each) for each in ended if each is not None and not isinstance(each, asyncio.CancelledError)
+                ]
 
     async def _create(self, session: aiohttp.ClientSession) -> None:
         url = f"{self._scene.control_plane.url}/api/v1/namespaces/default/pods?dryRun=All"
@@ -189,7 +203,7 @@ class Load:
 
     async def _shake_hands(self, port: int) -> None:
         """Connect anew over and over, as an API server that has just started does."""
-        while True:
+        while not self._ending:
             bundle = await asyncio.to_thread(self._scene.bundle)
             context = ssl.create_default_context(cadata=bundle.decode())
             try:
@@ -197,7 +211,7 @@ class Load:
             except OSError as error:
                 self.failures.append(f"handshake with {port}: {error}")
             else:
-                writer.close()
+                await _end(writer)
             self.handshakes += 1
             await asyncio.sleep(HANDSHAKE_PAUSE_SECONDS)
 
@@ -224,7 +238,7 @@ def main() -> int:
     """Rotate, report, and say whether all went well."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rotations", type=int, default=100)
-    parser.add_argument("--settle-seconds", type=float, default=0.4)
+    parser.add_argument("--settle-seconds", type=float, default=0.3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         directory = Path(scratch)
