@@ -216,6 +216,12 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         text="where /healthz and /readyz are served",
     )
     flag(
+        "--release-gates",
+        default="false",
+        **flags.BOOLEAN,
+        text="remove our scheduling gate from all pods that wait, say from how many, and end: for a removal",
+    )
+    flag(
         "--kubeconfig",
         default="",
         metavar="FILE",

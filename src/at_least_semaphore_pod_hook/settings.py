@@ -44,6 +44,7 @@ class Webhook(NamedTuple):
         certificate_secret: The Secret that the webhook keeps its certificate in; empty where it is in `cert_dir`.
         service_name: The Service that the certificate is for.
         webhook_configuration: The MutatingWebhookConfiguration that is told to trust it.
+        release_gates: Whether to remove our gate from all pods that wait, and end, in place of serving.
     """
 
     common: Common
@@ -68,6 +69,7 @@ class Webhook(NamedTuple):
     confirm: bool
     confirm_port: int
     fence: bool
+    release_gates: bool
     queue_flag: str
     variant: str
 

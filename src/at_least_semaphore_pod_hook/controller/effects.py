@@ -207,11 +207,7 @@ class Effects:
         """Remove our gate where the pod has it, and nothing else; write the token down where its workload reads it."""
         began = self._clock()
         name = self._prefix + pod_annotations.FENCING_TOKEN
-        patch: list[dict[str, Any]] = [{"op": "test", "path": "/metadata/uid", "value": pod.uid}]
-        if pod.gated:
-            gate = {"name": self._prefix + pod_annotations.GATE}
-            patch.append({"op": "test", "path": "/spec/schedulingGates/0", "value": gate})
-            patch.append({"op": "remove", "path": "/spec/schedulingGates/0"})
+        patch = ungate(pod, self._prefix + pod_annotations.GATE)
         # Whoever has taken all annotations from a pod must not keep it from coming in.
         if pod.annotations:
             patch.append({"op": "add", "path": f"/metadata/annotations/{pointer(name)}", "value": str(token)})
@@ -237,6 +233,15 @@ class Effects:
                 logger.info("owner woken", extra={"semaphore": str(semaphore), "owner": owner})
                 self._reports.woken(semaphore, touched)
         await self._store.forget_denied(semaphore, owner)
+
+
+def ungate(pod: PodView, gate: str) -> list[dict[str, Any]]:
+    """Return the JSON patch that removes a gate from this very pod where it has it, and tests what it removes."""
+    patch: list[dict[str, Any]] = [{"op": "test", "path": "/metadata/uid", "value": pod.uid}]
+    if gate in pod.gates:
+        path = f"/spec/schedulingGates/{pod.gates.index(gate)}"
+        patch += [{"op": "test", "path": path, "value": {"name": gate}}, {"op": "remove", "path": path}]
+    return patch
 
 
 def _about(semaphore: SemaphoreKey, permit: str, pod: str) -> dict[str, str]:

@@ -141,8 +141,8 @@ class Kube:
         """Close the connection."""
         await self._connection.close()
 
-    async def list_pods(self, label_selector: str) -> tuple[list[PodView], str]:
-        """List the pods of all namespaces that have these labels, page by page.
+    async def list_pods(self, label_selector: str, field_selector: str = "") -> tuple[list[PodView], str]:
+        """List the pods of all namespaces that have these labels and fields, page by page.
 
         Returns:
             The pods, and the version to watch on from.
@@ -152,6 +152,8 @@ class Kube:
         """
         pods: list[PodView] = []
         params = {"labelSelector": label_selector, "limit": str(PAGE)}
+        if field_selector:
+            params["fieldSelector"] = field_selector
         while True:
             answer = await self._connection.request("GET", PODS, params=params)
             page = self._decoder.page(answer.done("list of pods"))

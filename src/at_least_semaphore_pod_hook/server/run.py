@@ -18,6 +18,7 @@ from at_least_semaphore_pod_hook.admission.annotations import WhenFull, annotati
 from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
 from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
 from at_least_semaphore_pod_hook.controller import runner
+from at_least_semaphore_pod_hook.controller.release_gates import release_gates
 from at_least_semaphore_pod_hook.controller.survey import Survey
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
@@ -52,8 +53,11 @@ KEEP_ALIVE_SECONDS = 120
 
 
 def main(settings: Webhook) -> int:
-    """Run the webhook until SIGTERM or SIGINT. Returns the exit code."""
+    """Run the webhook until SIGTERM or SIGINT, or let all waiting pods go. Returns the exit code."""
     log = logs.set_up(settings.common.log_level, settings.common.log_format)
+    if settings.release_gates:
+        prefix = annotation_prefix(settings.variant)
+        return 0 if uvloop.run(release_gates(settings.kubeconfig, prefix, sidecar_template(settings).name)) else 1
 
     async def serve() -> None:
         log.attach(asyncio.get_running_loop())
