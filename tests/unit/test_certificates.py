@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import shutil
 import ssl
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
+from at_least_semaphore_pod_hook.server import metrics
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 
 if TYPE_CHECKING:
@@ -20,6 +22,17 @@ def put(directory: Path, *names: str) -> None:
     contents = {"tls.crt": leaf.cert_chain_pems[0].bytes(), "tls.key": leaf.private_key_pem.bytes()}
     for name in names or tuple(contents):
         (directory / name).write_bytes(contents[name])
+
+
+@pytest.mark.parametrize("days", [30, -30])
+def test_the_end_of_the_certificate_is_shown_whoever_has_issued_it(tmp_path: Path, days: int) -> None:
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=days)
+    starts = ends - timedelta(days=90)
+    leaf = trustme.CA().issue_cert("localhost", not_before=starts, not_after=ends)
+    (tmp_path / "tls.crt").write_bytes(leaf.cert_chain_pems[0].bytes())
+    (tmp_path / "tls.key").write_bytes(leaf.private_key_pem.bytes())
+    ServingCertificate(str(tmp_path)).load()
+    assert metrics.CERTIFICATE_EXPIRES.collect()[0].samples[0].value == ends.timestamp()
 
 
 def served(context: ssl.SSLContext) -> bytes:

@@ -6,11 +6,6 @@ from prometheus_client import Counter, Gauge
 
 from at_least_semaphore_pod_hook.server.metrics import PREFIX, REGISTRY
 
-EXPIRY = Gauge(
-    f"{PREFIX}certificate_expiry_seconds",
-    "When the certificate that is served ends, in seconds since the epoch.",
-    registry=REGISTRY,
-)
 TRUSTED = Gauge(
     f"{PREFIX}certificate_trusted",
     "1 while the API server is told to trust the certificate that is served.",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
+_NO_CHECK_TIME = ssl.VerifyFlags(0x200000)
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which has no name in Python."""
 
 
 class Certificate(Protocol):
@@ -54,6 +57,7 @@ def take_up(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
         for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
             each.load_cert_chain(certificate_file, key_file)
     metrics.CERTIFICATE_RELOADS.inc()
+    metrics.CERTIFICATE_EXPIRES.set(_expires(context))
 
 
 @contextmanager
@@ -63,6 +67,39 @@ def _file(name: str, content: bytes) -> Iterator[str]:
         file.write(content)
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _expires(served: ssl.SSLContext) -> float:
+    """Return when a served certificate ends, in seconds since the epoch, as a client sees it; NaN where none is served.
+
+    The standard library reads a certificate's fields for those alone who have verified it, which takes a handshake.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # The certificate vouches for itself, whoever has issued it, and also after its end.
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
+    for trusting in (False, True):
+        client.verify_mode = ssl.CERT_REQUIRED if trusting else ssl.CERT_NONE
+        try:
+            shown = _handshake(client, served)
+        except ssl.SSLError:
+            break
+        if not trusting:
+            client.load_verify_locations(cadata=shown.getpeercert(binary_form=True) or b"")
+        elif ends := (shown.getpeercert() or {}).get("notAfter"):
+            return ssl.cert_time_to_seconds(str(ends))
+    return math.nan
+
+
+def _handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLObject:
+    """Let both shake hands in memory, and return the client's end. Raises SSLError where they do not."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = (client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True))
+    for _ in range(3):
+        for end in ends:
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return ends[0]
 
 
 class ServingCertificate:

@@ -16,7 +16,7 @@ from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.kube import Kube, Reference
 from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 from at_least_semaphore_pod_hook.errors import UnavailableError
-from at_least_semaphore_pod_hook.server.certificate_metrics import EXPIRY, ROTATIONS, TRUSTED
+from at_least_semaphore_pod_hook.server.certificate_metrics import ROTATIONS, TRUSTED
 from at_least_semaphore_pod_hook.server.certificates import new_context, take_up
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ class ManagedCertificate:
     def serve(self, pair: Pair) -> None:
         """See `manager.Listener`."""
         take_up(self.context, pair.certificate, pair.key)
-        EXPIRY.set(pair.not_after)
 
     def trusted(self, yes: bool) -> None:
         """See `manager.Listener`. Once ready, a replica stays so: to take it out of service would help nobody."""

@@ -32,6 +32,11 @@ STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", re
 LEADING = Gauge(f"{PREFIX}leading", "1 while this replica is the one whose controller works.", registry=REGISTRY)
 KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
 CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
+CERTIFICATE_EXPIRES = Gauge(
+    f"{PREFIX}certificate_expires_timestamp_seconds",
+    "When the serving certificate ends, in seconds since the epoch; NaN where it does not say so to a client.",
+    registry=REGISTRY,
+)
 
 
 @cache
