@@ -29,7 +29,10 @@ _VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
 
 @dataclass(frozen=True)
 class Product:
-    """A Go module, and how its programs are built. `seconds` is what each took cold on two cores."""
+    """A Go module, and how its programs are built.
+
+    `seconds` is what each took cold on two cores; `oldest` is the version below which an installed one is not used.
+    """
 
     module: str
     version: str
@@ -38,10 +41,11 @@ class Product:
     stamps: tuple[str, ...] = ()
     staged: bool = False
     godebug: str | None = None
+    oldest: Version = (0, 0, 0)
     version_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-# One entry a module: to add a program (helm, say) is to add its module, version and package path here.
+# One entry a module: to add a program is to add its module, version and package path here.
 PRODUCTS = (
     Product(
         module="k8s.io/kubernetes",
@@ -61,6 +65,7 @@ PRODUCTS = (
         stamps=("k8s.io/component-base/version.gitVersion", "k8s.io/client-go/pkg/version.gitVersion"),
         staged=True,
         godebug="default=go1.24",
+        oldest=(1, 30, 0),
         version_args={"kubectl": ("version", "--client")},
     ),
     Product(
@@ -68,6 +73,7 @@ PRODUCTS = (
         version="v3.6.16",
         packages={"etcd": "go.etcd.io/etcd/server/v3"},
         seconds={"etcd": 25},
+        oldest=(3, 4, 0),
     ),
     Product(
         module="github.com/tsenart/vegeta/v12",
@@ -75,6 +81,23 @@ PRODUCTS = (
         packages={"vegeta": "github.com/tsenart/vegeta/v12"},
         seconds={"vegeta": 15},
         version_args={"vegeta": ("-version",)},
+    ),
+    Product(
+        module="helm.sh/helm/v3",
+        version="v3.19.5",
+        packages={"helm": "helm.sh/helm/v3/cmd/helm"},
+        seconds={"helm": 150},
+        # Else it calls itself v3.19, which is no version of its charts' constraints.
+        stamps=("helm.sh/helm/v3/internal/version.version",),
+        oldest=(3, 14, 0),
+        version_args={"helm": ("version", "--short")},
+    ),
+    Product(
+        module="github.com/prometheus/prometheus",
+        version="v0.307.3",
+        packages={"promtool": "github.com/prometheus/prometheus/cmd/promtool"},
+        seconds={"promtool": 190},
+        oldest=(2, 50, 0),
     ),
 )
 
@@ -165,11 +188,10 @@ def _unfit(name: str, version: Version | None) -> str | None:
     if version is None:
         return "it does not tell its version"
     said = ".".join(map(str, version))
-    if name == "etcd":
-        if (3, 5, 0) <= version <= (3, 5, 2):
-            return f"etcd {said} corrupts its data when it is killed"
-        return f"etcd {said} is older than 3.4" if version < (3, 4, 0) else None
-    return f"{name} {said} is older than 1.30" if version < (1, 30, 0) else None
+    if name == "etcd" and (3, 5, 0) <= version <= (3, 5, 2):
+        return f"etcd {said} corrupts its data when it is killed"
+    oldest = product_of(name).oldest
+    return f"{name} {said} is older than {oldest[0]}.{oldest[1]}" if version < oldest else None
 
 
 def _cached_or_built(product: Product, names: list[str], report: Report) -> dict[str, Path]:
