@@ -32,7 +32,9 @@ def test_the_end_of_the_certificate_is_shown_whoever_has_issued_it(tmp_path: Pat
     (tmp_path / "tls.crt").write_bytes(leaf.cert_chain_pems[0].bytes())
     (tmp_path / "tls.key").write_bytes(leaf.private_key_pem.bytes())
     ServingCertificate(str(tmp_path)).load()
-    assert metrics.CERTIFICATE_EXPIRES.collect()[0].samples[0].value == ends.timestamp()
+    assert (
+        metrics.REGISTRY.get_sample_value(f"{metrics.PREFIX}certificate_expires_timestamp_seconds") == ends.timestamp()
+    )
 
 
 def served(context: ssl.SSLContext) -> bytes:

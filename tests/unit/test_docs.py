@@ -20,7 +20,7 @@ from at_least_semaphore_pod_hook.server import (  # each adds to the registry
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], key=str)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/helm/*/*.md")], key=str)
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 COMMANDS = ("webhook", "sidecar")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)

@@ -135,9 +135,13 @@ class ControlPlane:
 
     def account_kubeconfig(self, name: str) -> Path:
         """Create a service account in the namespace default, and write a kubeconfig with a token of it."""
-        accounts = "/api/v1/namespaces/default/serviceaccounts"
-        self.request("POST", accounts, {"metadata": {"name": name}})
-        answer = self.request("POST", f"{accounts}/{name}/token", {"spec": {"expirationSeconds": 3600}})
+        self.request("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
+        return self.token_kubeconfig(name)
+
+    def token_kubeconfig(self, name: str) -> Path:
+        """Write a kubeconfig with a token of a service account in the namespace default."""
+        path = f"/api/v1/namespaces/default/serviceaccounts/{name}/token"
+        answer = self.request("POST", path, {"spec": {"expirationSeconds": 3600}})
         return self._write_kubeconfig(f"account-{name}", {"token": answer["status"]["token"]})
 
     def __enter__(self) -> Self:
