@@ -174,7 +174,7 @@ class Load:
         """Keep on as long as the body runs."""
         trusted = ssl.create_default_context(cafile=self._scene.control_plane.ca_file)
         headers = {"Authorization": f"Bearer {self._scene.control_plane.token}"}
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted), headers=headers) as session:
+        async with aiohttp.ClientSession(connector=Connector(ssl=trusted), headers=headers) as session:
             clients = [asyncio.create_task(self._create(session)) for _ in range(CLIENTS)]
             others = [asyncio.create_task(self._shake_hands(replica.port)) for replica in self._scene.replicas]
             try:
