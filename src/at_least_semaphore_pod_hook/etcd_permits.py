@@ -10,6 +10,9 @@ Keys of a semaphore `<namespace>/<key>`:
     queue/<namespace>/<key>              head, JSON: length, token (fencing token of the last grant), fences (the newest
                                          guarded step by domain), epoch (in which its holders were last known to be
                                          complete), held (an upper bound of how many permits are held)
+    queue/<namespace>/<key>/freed        an empty mark, written where a permit was freed and the head was not: while
+                                         head and mark are unchanged, no more than ends of leases can have made what was
+                                         counted fewer; the next grant removes it
     inflight/<namespace>/<key>/<permit>  holder, JSON: identity, pod, uid, token, lease_ms (what a renewal lasts),
                                          confirmed, silent (seconds without the sidecar before the last renewal),
                                          granted_us (when it was granted by the clock of who did, µs since 1970: only
@@ -88,6 +91,11 @@ def head_key(semaphore: str) -> str:
     return f"queue/{semaphore}"
 
 
+def freed_key(semaphore: str) -> str:
+    """Name the mark that a permit was freed without the head being written."""
+    return f"{head_key(semaphore)}/freed"
+
+
 def holder_key(semaphore: str, permit: str) -> str:
     """Name a holder; with an empty permit, what all holders begin with."""
     return f"{INFLIGHT}{semaphore}/{permit}"
@@ -161,7 +169,7 @@ def release(semaphore: str, permit: str, pod: str = "", *, ended: bool = False) 
         says so, as nobody can tell who has deleted it.
     """
     keys = holder_key(semaphore, permit), head_key(semaphore)
-    note = 0
+    note, again = 0, False
     found, head = read_answers((yield TXN, _reads(*keys)))
     while True:
         if found.value is not None and is_of_another(found.value, pod):
@@ -171,24 +179,39 @@ def release(semaphore: str, permit: str, pod: str = "", *, ended: bool = False) 
         if ended and not note:
             note = new_lease()
             yield LEASE_GRANT, {"ID": str(note), "TTL": str(ENDED_SECONDS)}
+        conditions = [unchanged(keys[0], found)]
         steps: list[Body] = []
         if found.value is not None:
-            steps += [{"request_delete_range": {"key": encoded(keys[0])}}, *_one_less(keys[1], head)]
+            steps.append({"request_delete_range": {"key": encoded(keys[0])}})
+            if again or _is_relied_on(head):
+                steps.append(_one_less(semaphore, head))
+            else:
+                # Without any write, so that it works in an etcd that is full. But only at first: who takes permits
+                # must not hold up for long who gives one back.
+                conditions.append(unchanged(keys[1], head))
         if ended:
             steps.append({"request_put": {"key": encoded(ended_key(semaphore, permit)), "lease": str(note)}})
-        answer = yield TXN, {"compare": [unchanged(keys[0], found)], "success": steps, **_otherwise(*keys)}
+        answer = yield TXN, {"compare": conditions, "success": steps, **_otherwise(*keys)}
         if succeeded(answer):
             return Released(found.value is not None, found.lease)
         found, head = read_answers(answer)
+        again = True
 
 
-def _one_less(key: str, head: Found) -> list[Body]:
-    """Lower the head's bound, where it is relied on and nobody has written the head meanwhile."""
-    if head.value is None or head.value["held"] <= EXACT:
-        return []
-    lowered = {**head.value, "held": head.value["held"] - 1}
-    put = {"request_put": {"key": encoded(key), "value": encoded(json.dumps(lowered))}}
-    return [{"request_txn": {"compare": [unchanged(key, head)], "success": [put]}}]
+def _is_relied_on(head: Found) -> bool:
+    """Say whether the head's bound takes the place of a count."""
+    return head.value is not None and head.value["held"] > EXACT
+
+
+def _one_less(semaphore: str, head: Found) -> Body:
+    """Lower the head's bound, where it is relied on and nobody has written the head meanwhile; else leave a mark."""
+    key = head_key(semaphore)
+    lower: list[Body] = []
+    if head.value is not None and _is_relied_on(head):
+        lowered = {**head.value, "held": head.value["held"] - 1}
+        lower = [{"request_put": {"key": encoded(key), "value": encoded(json.dumps(lowered))}}]
+    mark = {"request_put": {"key": encoded(freed_key(semaphore))}}
+    return {"request_txn": {"compare": [unchanged(key, head)], "success": lower, "failure": [mark]}}
 
 
 def rewrite(key: str, value: dict[str, Any], found: Found) -> Body:

@@ -129,14 +129,19 @@ class Etcd(_OfGroup):
             key, _, permit = name.split("/", 2)[2].rpartition("/")
             held.permits.setdefault(key, set()).add(permit)
         for name, value in self._range("queue/"):
-            held.lengths[name.split("/", 2)[2]] = int(json.loads(value)["length"])
+            key, _, mark = name.split("/", 2)[2].partition("/")
+            if not mark:
+                held.lengths[key] = int(json.loads(value)["length"])
         return held
 
     def _range(self, prefix: str) -> list[tuple[str, bytes]]:
         # What follows a slash among the characters is a zero.
         first, end = (base64.b64encode(text.encode()).decode() for text in (prefix, f"{prefix[:-1]}0"))
         answer = self.post("/v3/kv/range", {"key": first, "range_end": end})
-        return [(base64.b64decode(kv["key"]).decode(), base64.b64decode(kv["value"])) for kv in answer.get("kvs", ())]
+        return [
+            (base64.b64decode(kv["key"]).decode(), base64.b64decode(kv.get("value", "")))
+            for kv in answer.get("kvs", ())
+        ]
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Ask whichever member answers."""

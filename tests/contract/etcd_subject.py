@@ -143,7 +143,7 @@ class EtcdSubject(Subject):
 
     def forget(self, key: SemaphoreKey) -> None:
         name = str(key)
-        prefixes = [f"{kind}/{name}/" for kind in ("inflight", "denied", "ended")]
+        prefixes = [f"{kind}/{name}/" for kind in ("queue", "inflight", "denied", "ended")]
         for first, end in [(f"queue/{name}", f"queue/{name}\0"), *((one, one[:-1] + "0") for one in prefixes)]:
             body = {"key": _encoded(first.encode()), "range_end": _encoded(end.encode()), "prev_kv": True}
             for kv in self.leases.post("/v3/kv/deleterange", body).get("prev_kvs", []):

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from at_least_semaphore_pod_hook.errors import StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Adoptee, Fence, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.stores.etcd import decisions
+from at_least_semaphore_pod_hook.stores.etcd.counts import COUNT_SECONDS, MAX_COUNTS, Counts
 from at_least_semaphore_pod_hook.stores.etcd.decisions import Grant, Head, Own, Record, Recount, Seen
 
 KEY = SemaphoreKey("namespace", "key")
 NOW = 1_800_000_000_000_000
 HEAD = Head(length=2, token=5, epoch="c/1", held=0)
-SEEN = Seen(HEAD, 7, "c/1", 3, held=0, counted=True)
+SEEN = Seen(HEAD, 7, "c/1", 3, 0, held=0, counted=True)
 WISH = AcquireRequest(KEY, 2, 60, "p", "id-p", pod="pod")
 MINE = Own(Record("id-p", "pod", 9, 60_000), 77)
 
@@ -118,3 +119,60 @@ def test_silence_adds_up_until_the_sidecar_is_back() -> None:
     assert (record.silent, record.uid, record.pod) == (20, "u", "pod-0")
     assert decisions.kept(record, "", "u", 11).silent == 31
     assert decisions.kept(record, "", "u", 11).pod == "pod-0"
+
+
+LARGE = SEEN._replace(head=Head(length=2000, epoch="c/1", held=2000), held=2000, counted=False)
+COUNTED = LARGE._replace(counted=True, pods=("a", "b", "c"))
+
+
+def counts_after(seen: Seen, key: SemaphoreKey = KEY) -> tuple[Counts, list[float]]:
+    """Return what a process remembers that has looked at 100 s, and its clock."""
+    clock = [100.0]
+    counts = Counts(lambda: clock[0])
+    counts.complete(key, seen, clock[0])
+    return counts, clock
+
+
+def test_a_large_semaphore_that_was_found_full_is_not_counted_again_for_half_a_second() -> None:
+    counts, clock = counts_after(COUNTED)
+    assert not counts.is_counted(KEY)
+    clock[0] += COUNT_SECONDS - 0.001
+    again = counts.complete(KEY, LARGE._replace(own=MINE), clock[0])
+    assert again == COUNTED._replace(own=MINE)
+    decided = decisions.decide(again._replace(own=None), WISH._replace(length=0), NOW, fresh=False)
+    assert decided == Acquired(Outcome.FULL, 2000, 2000, holders=("a", "b", "c"))
+    clock[0] += 0.002
+    assert counts.complete(KEY, LARGE, clock[0]) == LARGE
+
+
+@pytest.mark.parametrize(
+    "changed", [{"head_revision": 8}, {"freed_revision": 9}, {"head_revision": 0, "freed_revision": 0}]
+)
+def test_a_count_is_out_of_date_once_head_or_mark_was_written(changed: dict[str, Any]) -> None:
+    counts, clock = counts_after(COUNTED)
+    seen = LARGE._replace(**changed)
+    assert counts.complete(KEY, seen, clock[0]) == seen
+
+
+def test_an_exact_count_below_the_bound_is_what_a_grant_goes_on_from() -> None:
+    counts, clock = counts_after(COUNTED._replace(held=1200))
+    decided = decisions.decide(counts.complete(KEY, LARGE, clock[0]), WISH._replace(length=0), NOW, fresh=False)
+    assert isinstance(decided, Grant)
+    assert decided.head.held == 1201
+
+
+def test_small_semaphores_are_counted_each_time() -> None:
+    counts, clock = counts_after(COUNTED)
+    small = SEEN._replace(head=Head(length=2000, epoch="c/1", held=1000), held=7)
+    assert counts.complete(KEY, small, clock[0]) == small
+    assert counts.is_counted(KEY)
+    assert counts.complete(KEY, LARGE, clock[0]) == LARGE
+
+
+def test_counts_are_remembered_of_so_many_semaphores_and_no_more() -> None:
+    counts, clock = counts_after(COUNTED)
+    for number in range(MAX_COUNTS):
+        counts.complete(SemaphoreKey("n", str(number)), COUNTED, clock[0])
+    assert len(counts._counts) == MAX_COUNTS
+    assert counts.complete(KEY, LARGE, clock[0]) == LARGE
+    assert counts.complete(SemaphoreKey("n", "0"), LARGE, clock[0]).counted

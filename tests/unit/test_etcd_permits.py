@@ -106,7 +106,8 @@ def test_a_release_is_conditional_and_looked_at_again() -> None:
     )
     assert released == Released(True, 9)
     assert [body["compare"][0]["mod_revision"] for _, body in asked[1:]] == ["5", "6"]
-    assert len(asked[2][1]["success"]) == 1
+    # Nobody relies on the bound of a small one.
+    assert asked[2][1]["success"][1]["request_txn"]["success"] == []
     gone, _ = converse(
         etcd_permits.release("ns/key", "p", "pod"), read(kv(HOLDER), head), read(NOTHING, head, succeeded=False)
     )
@@ -119,6 +120,33 @@ def test_a_release_lowers_a_bound_that_is_relied_on() -> None:
     nested = asked[1][1]["success"][1]["request_txn"]
     assert nested["compare"][0]["mod_revision"] == "8"
     assert written(nested) == {"held": 1000, "length": 5000, "token": 7}
+
+
+MARK = [{"request_put": {"key": base64.b64encode(b"queue/ns/key/freed").decode()}}]
+
+
+def test_a_release_leaves_a_mark_where_the_head_was_written_meanwhile() -> None:
+    head = kv({"held": 1001, "length": 5000})
+    _, asked = converse(etcd_permits.release("ns/key", "p"), read(kv(HOLDER), head), read(succeeded=True))
+    nested = asked[1][1]["success"][1]["request_txn"]
+    assert base64.b64decode(nested["compare"][0]["key"]) == b"queue/ns/key"
+    assert nested["failure"] == MARK
+
+
+@pytest.mark.parametrize("head", [NOTHING, kv({"held": 3, "length": 3})])
+def test_a_release_of_a_small_semaphore_writes_nothing_unless_the_head_was_written(head: dict[str, Any]) -> None:
+    _, asked = converse(
+        etcd_permits.release("ns/key", "p"),
+        read(kv(HOLDER), head),
+        read(kv(HOLDER), head, succeeded=False),
+        read(succeeded=True),
+    )
+    first, second = asked[1][1], asked[2][1]
+    assert [base64.b64decode(one["key"]) for one in first["compare"]] == [b"inflight/ns/key/p", b"queue/ns/key"]
+    assert [list(step) for step in first["success"]] == [["request_delete_range"]]
+    assert len(second["compare"]) == 1
+    nested = second["success"][1]["request_txn"]
+    assert (nested["success"], nested["failure"]) == ([], MARK)
 
 
 def test_another_pods_permit_is_left_alone() -> None:

@@ -5,7 +5,17 @@ It has what lock and store need and nothing that is theirs.
 
 from at_least_semaphore_pod_hook.etcd.client import Client
 from at_least_semaphore_pod_hook.etcd.errors import EtcdRefusedError, EtcdUnavailableError
-from at_least_semaphore_pod_hook.etcd.wire import Compare, Delete, Operation, Put, Range, Watch, prefix_end, unchanged
+from at_least_semaphore_pod_hook.etcd.wire import (
+    Compare,
+    Delete,
+    Operation,
+    Put,
+    Range,
+    Watch,
+    older,
+    prefix_end,
+    unchanged,
+)
 
 __all__ = [
     "Client",
@@ -17,6 +27,7 @@ __all__ = [
     "Put",
     "Range",
     "Watch",
+    "older",
     "prefix_end",
     "unchanged",
 ]

@@ -53,7 +53,9 @@ class Operation(_Request):
 
 
 class Compare(_Request, omit_defaults=False):
-    """A condition of a transaction: the key was created at this revision; 0 for a key that does not exist.
+    """A condition of a transaction: the key was created, or last written, at this revision or, with `LESS`, before it.
+
+    A key that does not exist was so at revision 0.
 
     Its fields are always sent: without a target etcd would compare versions.
     """
@@ -62,12 +64,17 @@ class Compare(_Request, omit_defaults=False):
     create_revision: int | msgspec.UnsetType = msgspec.UNSET
     mod_revision: int | msgspec.UnsetType = msgspec.UNSET
     target: Literal["CREATE", "MOD"] = "CREATE"
-    result: Literal["EQUAL"] = "EQUAL"
+    result: Literal["EQUAL", "LESS"] = "EQUAL"
 
 
 def unchanged(key: bytes, mod_revision: int) -> Compare:
     """Return the condition that a key was last written at this revision; 0 for a key that does not exist."""
     return Compare(key, mod_revision=mod_revision, target="MOD")
+
+
+def older(key: bytes, revision: int) -> Compare:
+    """Return the condition that a key was not written at this revision or since."""
+    return Compare(key, mod_revision=revision, target="MOD", result="LESS")
 
 
 class Txn(_Request):

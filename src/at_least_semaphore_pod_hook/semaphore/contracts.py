@@ -25,7 +25,8 @@ class Store(Protocol):
     Rules for every implementation:
 
     - Each method is atomic, and each may be repeated: a repeated call has the effect of one.
-    - Time is the store's own. A permit whose lease ended at t is free at every moment >= t.
+    - Time is the store's own. A permit whose lease ended at t is free at every moment >= t; but of a large semaphore
+      that is full it may be noticed half a second later while nobody listens to `changes`.
     - free + held = length, or, while a shrunk semaphore drains, nothing is free.
     - Fencing tokens rise with every grant of a key, over a loss of data too.
     - The store has an epoch: it is another one after every event by which data may have been lost (a failover, a

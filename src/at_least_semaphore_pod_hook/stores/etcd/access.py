@@ -14,6 +14,7 @@ from at_least_semaphore_pod_hook.etcd import (
     EtcdUnavailableError,
     Operation,
     Put,
+    older,
     unchanged,
 )
 from at_least_semaphore_pod_hook.stores.etcd.background import Background
@@ -83,6 +84,11 @@ class Access:
         put = Operation(request_put=Put(names.head, encode(head)))
         answer = await self.txn(conditions, [put], reading.operations(counted=True))
         return None if answer.succeeded else reading.seen(answer, counted=True)
+
+    async def mark_freed(self, names: Names, revision: int) -> None:
+        """Mark that permits were freed at `revision`, where neither head nor mark has been written then or since."""
+        conditions = [older(names.head, revision), older(names.freed, revision)]
+        await self.txn(conditions, [Operation(request_put=Put(names.freed))])
 
     async def begin_epoch(self, *, absent: bool = False) -> None:
         """Replace the epoch by a new one; where `absent`, only where there is none."""

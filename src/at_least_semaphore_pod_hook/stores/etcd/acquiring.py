@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, Self
 
 from at_least_semaphore_pod_hook.etcd import Delete, Operation, Put, Range, prefix_end, unchanged
-from at_least_semaphore_pod_hook.etcd_permits import EXACT, new_lease
+from at_least_semaphore_pod_hook.etcd_permits import new_lease
 from at_least_semaphore_pod_hook.semaphore.model import FRESH_SECONDS, Acquired, AcquireRequest, Outcome
 from at_least_semaphore_pod_hook.stores.etcd import decisions
 from at_least_semaphore_pod_hook.stores.etcd.access import Access, pause
@@ -17,7 +17,7 @@ from at_least_semaphore_pod_hook.stores.etcd.reading import Reading, encode
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
+    from at_least_semaphore_pod_hook.stores.etcd.counts import Counts
     from at_least_semaphore_pod_hook.stores.etcd.decisions import Seen
     from at_least_semaphore_pod_hook.stores.etcd.leases import Leases
 
@@ -28,28 +28,21 @@ MAX_DENIED: Final = 1000
 class Acquiring:
     """What the acquires of one process share.
 
-    Those of one key are granted one after the other: they would only overtake each other. And it is remembered of which
-    semaphores so many permits are held that they are not counted each time.
+    Those of one key are granted one after the other: they would only overtake each other. And of a large semaphore they
+    share the counts.
     """
 
-    def __init__(self, access: Access, leases: Leases) -> None:
+    def __init__(self, access: Access, leases: Leases, counts: Counts) -> None:
         self.access = access
         self.leases = leases
-        self.lines = Lines()
-        self._large: set[SemaphoreKey] = set()
+        self.counts = counts
+        self.grants = Lines()
+        self.recounts = Lines()
 
     async def acquire(self, request: AcquireRequest) -> Acquired:
         """See `Store.acquire`."""
         async with _Attempt(self, request) as attempt:
             return await attempt.carry_out()
-
-    def is_counted(self, key: SemaphoreKey) -> bool:
-        """Whether a semaphore's holders are counted with each look."""
-        return key not in self._large
-
-    def note_size(self, key: SemaphoreKey, held: int) -> None:
-        """Remember how many permits are held."""
-        (self._large.add if held > EXACT else self._large.discard)(key)
 
 
 class _Attempt:
@@ -64,6 +57,7 @@ class _Attempt:
         self._request = request
         self._reading = Reading.of_request(request)
         self._lease = 0
+        self._waited = False
         self._turn = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -78,24 +72,24 @@ class _Attempt:
 
     async def carry_out(self) -> Acquired:
         request = self._request
-        seen = await self._look(counted=self._shared.is_counted(request.key))
+        seen = await self._look()
         for conflicts in itertools.count():
             fresh = await self._is_fresh(seen)
             decision = decisions.decide(seen, request, self._access.now_us(), fresh=fresh, lease=self._lease)
             if isinstance(decision, Acquired):
                 return await self._answer(seen, decision)
             if isinstance(decision, decisions.Recount):
-                seen = await self._look(counted=True)
+                seen = await self._recount()
                 continue
             if request.dry_run:
                 return decision.answer
             if not self._lease:
                 await self._get_lease()
-                if await self._turn.enter_async_context(self._shared.lines.turn(request.key)):
+                if await self._turn.enter_async_context(self._shared.grants.turn(request.key)):
                     # Time has passed, and who was in line before has changed what there is.
                     if not await self._access.client.keep_alive(self._lease):
                         await self._get_lease()
-                    seen = await self._look(counted=self._shared.is_counted(request.key))
+                    seen = await self._look()
                     continue
             again = await self._grant(seen, decision)
             if again is None:
@@ -104,8 +98,23 @@ class _Attempt:
             await pause(conflicts)
         raise AssertionError
 
-    async def _look(self, *, counted: bool) -> Seen:
-        return await self._access.look(self._reading, self._request, counted=counted)
+    async def _look(self, *, counted: bool = False) -> Seen:
+        """Look what there is; `counted` where no count but one's own will do."""
+        counts, key = self._shared.counts, self._request.key
+        counted, began = counted or counts.is_counted(key), counts.now()
+        return counts.complete(key, await self._access.look(self._reading, self._request, counted=counted), began)
+
+    async def _recount(self) -> Seen:
+        """Have the holders counted, by one at a time: those in line behind it can rely on what it finds.
+
+        They do so once. Where that is out of date already, they count by themselves.
+        """
+        if not self._waited:
+            async with self._shared.recounts.turn(self._request.key) as self._waited:
+                if not self._waited:
+                    return await self._look(counted=True)
+            return await self._look()
+        return await self._look(counted=True)
 
     async def _get_lease(self) -> None:
         self._lease = new_lease()
@@ -133,6 +142,7 @@ class _Attempt:
         steps = [
             Operation(request_put=Put(own, encode(decision.record), self._lease)),
             Operation(request_put=Put(names.head, encode(decision.head))),
+            Operation(request_delete_range=Delete(names.freed)),
             Operation(request_delete_range=Delete(names.ended(request.permit))),
         ]
         if seen.note:
@@ -142,12 +152,12 @@ class _Attempt:
             unchanged(names.epoch, seen.epoch_revision),
             unchanged(own, 0),
         ]
-        counted = self._shared.is_counted(request.key)
+        counts = self._shared.counts
+        counted, began = counts.is_counted(request.key), counts.now()
         answer = await self._access.txn(conditions, steps, self._reading.operations(counted=counted))
         if not answer.succeeded:
-            return self._reading.seen(answer, request, counted=counted)
+            return counts.complete(request.key, self._reading.seen(answer, request, counted=counted), began)
         self._lease = 0
-        self._shared.note_size(request.key, decision.head.held)
         if seen.note:
             self._access.revoke(seen.note)
         return None

@@ -53,6 +53,7 @@ class Seen(NamedTuple):
         head_revision: When the head was last written; 0 where it does not exist.
         epoch: The epoch of the store; empty where it has none yet.
         epoch_revision: When the epoch's key was last written.
+        freed_revision: When the mark was last written that permits were freed; 0 where there is none.
         held: How many permits are held, or an upper bound of it.
         counted: Whether `held` is exact.
         pods: Up to three pods that hold a permit.
@@ -65,6 +66,7 @@ class Seen(NamedTuple):
     head_revision: int
     epoch: str
     epoch_revision: int
+    freed_revision: int
     held: int
     counted: bool
     pods: tuple[str, ...] = ()

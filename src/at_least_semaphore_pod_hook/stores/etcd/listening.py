@@ -48,8 +48,10 @@ async def named(client: Client) -> AsyncIterator[SemaphoreKey]:
         start = prefix_end(end[: end.rindex(b"/") + 1]) if semaphore_of(end) else end + b"\0"
 
 
-async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
-    """Yield a semaphore whenever holders of it are deleted, at whichever endpoint and whatever becomes of it.
+async def deletions(client: Client) -> AsyncIterator[tuple[SemaphoreKey, int]]:
+    """Yield a semaphore, and at which revision at last, whenever holders of it are deleted.
+
+    At whichever endpoint that is, and whatever becomes of it.
 
     Raises:
         StoreUnavailableError: Endpoints can be reached, but their watches end as soon as they begin.
@@ -69,9 +71,9 @@ async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
                         break
                     fruitless = 0
                     start = max(start, news.header.revision + 1)
-                    for key in dict.fromkeys(semaphore_of(event.kv.key) for event in news.events):
+                    for key, revision in {semaphore_of(one.kv.key): one.kv.mod_revision for one in news.events}.items():
                         if key is not None:
-                            yield key
+                            yield key, revision
         await asyncio.sleep(REWATCH_SECONDS)
         # Says why where etcd refuses, and logs in again where it does not know our token any more: a watch does not.
         now = (await client.range(Range(_ALL, limit=1, keys_only=True))).header.revision
@@ -79,5 +81,5 @@ async def deletions(client: Client) -> AsyncIterator[SemaphoreKey]:
             # What happened meanwhile cannot be had any more. From now on, and whoever may have changed is named.
             start = now + 1
             async for key in named(client):
-                yield key
+                yield key, now
     raise StoreUnavailableError("etcd: a watch ends as soon as it begins")

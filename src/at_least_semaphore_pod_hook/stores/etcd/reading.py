@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, SemaphoreKey
 
 HOLDERS_NAMED = 3
+_OF_EACH = 3
+"""Keys that are read of each semaphore: head, epoch and mark."""
 _ENCODER = msgspec.json.Encoder()
 _head = msgspec.json.Decoder(Head)
 _record = msgspec.json.Decoder(Record)
@@ -29,6 +31,7 @@ class Names:
     def __init__(self, key: SemaphoreKey) -> None:
         self.semaphore = str(key)
         self.head = etcd_permits.head_key(self.semaphore).encode()
+        self.freed = etcd_permits.freed_key(self.semaphore).encode()
         self.holders = self.holder("")
 
     def holder(self, permit: str) -> bytes:
@@ -75,7 +78,8 @@ class Reading:
     def operations(self, *, counted: bool) -> list[Operation]:
         """Return the steps of the transaction; where `counted`, etcd counts the holders."""
         names = self.names
-        ranges = [Range(names.head), Range(names.epoch), *(Range(names.holder(permit)) for permit in self._permits)]
+        ranges = [Range(key) for key in (names.head, names.epoch, names.freed)]
+        ranges += [Range(names.holder(permit)) for permit in self._permits]
         if self._owner:
             ranges.append(Range(names.denied(self._owner)))
         if counted:
@@ -84,18 +88,19 @@ class Reading:
 
     def seen(self, answer: TxnResponse, request: AcquireRequest | None = None, *, counted: bool) -> Seen:
         """Return what the transaction has read."""
-        head_kv, epoch_kv = _only(answer.responses[0]), _only(answer.responses[1])
+        head_kv, epoch_kv, freed_kv = map(_only, answer.responses[:_OF_EACH])
         head = _decode_head(head_kv)
         epoch = f"{answer.header.cluster_id:x}/{epoch_kv.value.decode()}" if epoch_kv else ""
         counts = answer.responses[len(self.operations(counted=True)) - 1] if counted else None
         own = self._holder(answer, request.permit) if request else None
         carried = self._holder(answer, request.carried) if request and request.carried else None
-        note = _only(answer.responses[2 + len(self._permits)]) if self._owner else None
+        note = _only(answer.responses[_OF_EACH + len(self._permits)]) if self._owner else None
         return Seen(
             head,
             head_kv.mod_revision if head_kv else 0,
             epoch,
             epoch_kv.mod_revision if epoch_kv else 0,
+            freed_kv.mod_revision if freed_kv else 0,
             counts.count if counts else head.held,
             counted,
             tuple(one.record.pod for one in read_holders(counts)) if counts else (),
@@ -110,7 +115,7 @@ class Reading:
         return {permit: holder.lease for permit, holder in found if holder}
 
     def _holder(self, answer: TxnResponse, permit: str) -> Own | None:
-        found = read_holders(answer.responses[2 + self._permits.index(permit)])
+        found = read_holders(answer.responses[_OF_EACH + self._permits.index(permit)])
         return Own(found[0].record, found[0].lease) if found else None
 
 

@@ -9,11 +9,13 @@ they need not, and what was read stays an upper bound while the head is unchange
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
 from at_least_semaphore_pod_hook import etcd_permits
+from at_least_semaphore_pod_hook.errors import UnavailableError
 from at_least_semaphore_pod_hook.etcd import (
     Client,
     Delete,
@@ -37,6 +39,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
 from at_least_semaphore_pod_hook.stores.etcd import decisions, guarded
 from at_least_semaphore_pod_hook.stores.etcd.access import Access, pause, translated
 from at_least_semaphore_pod_hook.stores.etcd.acquiring import Acquiring
+from at_least_semaphore_pod_hook.stores.etcd.counts import Counts
 from at_least_semaphore_pod_hook.stores.etcd.leases import Leases, Left
 from at_least_semaphore_pod_hook.stores.etcd.listening import deletions, named
 from at_least_semaphore_pod_hook.stores.etcd.reading import HolderFound, Names, Reading, encode, read_holders
@@ -82,7 +85,8 @@ class EtcdStore:
         self._client = client
         self._access = Access(client, timeout, now_us)
         self._leases = Leases(client, clock)
-        self._acquiring = Acquiring(self._access, self._leases)
+        self._counts = Counts(clock)
+        self._acquiring = Acquiring(self._access, self._leases, self._counts)
 
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
         """See `Store.acquire`."""
@@ -191,6 +195,7 @@ class EtcdStore:
                 break
         found = [one for one in found if left[one.lease].granted]
         seen = reading.seen(answer, counted=False)
+        self._counts.note(key, seen)
         holders = [_holder(one, left[one.lease], names, self._access.now_us()) for one in found]
         holders.sort(key=lambda holder: (holder.lease_ms, holder.permit))
         owners = tuple(kv.key.removeprefix(denied).decode() for kv in answer.responses[-1].kvs)
@@ -218,9 +223,16 @@ class EtcdStore:
             self._access.revoke(kv.lease)
 
     async def changes(self) -> AsyncIterator[SemaphoreKey]:
-        """See `Store.changes`: a watch on what is deleted, by a release or by the end of a lease."""
+        """See `Store.changes`: a watch on what is deleted, by a release or by the end of a lease.
+
+        Before it tells, it sees to it that no process takes a count from before that for the last word.
+        """
         with translated():
-            async for key in deletions(self._client):
+            async for key, revision in deletions(self._client):
+                if not self._counts.is_counted(key):
+                    # A lease that has ended left no mark. Where this fails, counts are taken anew soon enough.
+                    with contextlib.suppress(UnavailableError):
+                        await self._access.mark_freed(Names(key), revision)
                 yield key
 
     async def semaphores(self) -> AsyncIterator[SemaphoreKey]:
