@@ -81,7 +81,7 @@ async def test_turns_come_in_order_and_leave_nothing_behind() -> None:
                 pytest.fail("two at once")
         async with turns.turn("other", deadline) as waited:
             assert not waited
-    assert turns._lines == {}
+    assert turns._lines._lines == {}
 
 
 async def test_a_cleanup_outlives_its_cancelled_caller() -> None:

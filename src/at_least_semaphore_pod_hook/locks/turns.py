@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook.errors import LockUnavailableError
+from at_least_semaphore_pod_hook.tasks import Lines
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
 class Turns:
-    """Lets one task at a time through for each name, first in, first out; a name costs nothing once nobody uses it."""
+    """Lines that nobody waits in for longer than until a deadline."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._lines = Lines()
 
     @asynccontextmanager
     async def turn(self, name: str, deadline: float) -> AsyncIterator[bool]:
@@ -25,23 +26,12 @@ class Turns:
         Raises:
             LockUnavailableError: The deadline came first.
         """
-        lock, users = self._lines.get(name) or (asyncio.Lock(), 0)
-        self._lines[name] = lock, users + 1
-        try:
+        async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await lock.acquire()
+                    others_before = await stack.enter_async_context(self._lines.turn(name))
             except TimeoutError:
                 raise LockUnavailableError(
                     f"lock {name!r} is still taken, and this process waits for it already"
                 ) from None
-            try:
-                yield users > 0
-            finally:
-                lock.release()
-        finally:
-            _, users = self._lines[name]
-            if users > 1:
-                self._lines[name] = lock, users - 1
-            else:
-                del self._lines[name]
+            yield others_before

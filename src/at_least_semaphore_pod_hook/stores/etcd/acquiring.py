@@ -11,8 +11,8 @@ from at_least_semaphore_pod_hook.etcd_permits import new_lease
 from at_least_semaphore_pod_hook.semaphore.model import FRESH_SECONDS, Acquired, AcquireRequest, Outcome
 from at_least_semaphore_pod_hook.stores.etcd import decisions
 from at_least_semaphore_pod_hook.stores.etcd.access import Access, pause
-from at_least_semaphore_pod_hook.stores.etcd.background import Lines
 from at_least_semaphore_pod_hook.stores.etcd.reading import Reading, encode
+from at_least_semaphore_pod_hook.tasks import Lines
 
 if TYPE_CHECKING:
     from types import TracebackType
