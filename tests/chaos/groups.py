@@ -129,9 +129,8 @@ class Etcd(_OfGroup):
             key, _, permit = name.split("/", 2)[2].rpartition("/")
             held.permits.setdefault(key, set()).add(permit)
         for name, value in self._range("queue/"):
-            key, _, mark = name.split("/", 2)[2].partition("/")
-            if not mark:
-                held.lengths[key] = int(json.loads(value)["length"])
+            if value:  # what is empty is a mark beside it
+                held.lengths[name.split("/", 2)[2]] = int(json.loads(value)["length"])
         return held
 
     def _range(self, prefix: str) -> list[tuple[str, bytes]]:
