@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Self
 import aiohttp
 import yaml
 
+from at_least_semaphore_pod_hook.connector import Connector
 from devcluster.controlplane import ControlPlane
 from devcluster.stores import RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, configuration, shipped_rules
