@@ -260,11 +260,11 @@ async def test_a_masters_replica_takes_over(tmp_path: Path, disturbance: str) ->
         master.kill()
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
-    with RedisServer(tmp_path / "0") as primary:
+@pytest.fixture(params=["redis", "valkey"])
+def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RedisServer, RedisServer]]:
+    with RedisServer(tmp_path / "0", prefer=request.param) as primary:
         options = ("--replicaof", "127.0.0.1", str(primary.port), "--repl-diskless-sync-delay", "0")
-        with RedisServer(tmp_path / "1", arguments=options) as replica:
+        with RedisServer(tmp_path / "1", prefer=request.param, arguments=options) as replica:
             until(lambda: followers(primary) == 1, "replicated")
             yield primary, replica
 
@@ -284,6 +284,10 @@ async def test_a_grant_that_no_replica_has_does_not_count(pair: tuple[RedisServe
             # Its grant may have been lost: the same once more, and not yet replicated.
             with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
                 await store.acquire(wish("b")._replace(length=2))
+            # By another connection, which has written nothing.
+            async with opened(f"redis://{primary.address}?wait-replicas=1") as other:
+                with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
+                    await other.acquire(wish("b")._replace(length=2))
             assert await store.release(KEY, "b")
         finally:
             replica.resume()

@@ -32,13 +32,22 @@ local function held_under(permit)
     return cjson.decode(record)
   end
 end
+-- To resume changes nothing, and yet it writes: WAIT is about what its own connection wrote last, and the grant may have
+-- been another one's.
+local function written()
+  if not dry_run then
+    redis.call('PEXPIRE', KEYS[1], 604800000)
+  end
+end
 local carried = held_under(ARGV[2])
 if carried and not carried.confirmed and carried.uid == '' and carried.identity == ARGV[3]
     and now - carried.granted < tonumber(ARGV[7]) then
+  written()
   return {'resumed', length, held, ARGV[2], carried.token}
 end
 local own = held_under(ARGV[1])
 if own and own.identity == ARGV[3] then
+  written()
   return {'resumed', length, held, ARGV[1], own.token}
 end
 
