@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tests.chaos.checker import check
 from tests.chaos.fault import Fault, Verdict
@@ -36,8 +36,9 @@ class Span(NamedTuple):
 def expectation(verdict: Verdict, faults: Span, topology: str) -> Expectation:
     """Return what a history may show under faults of this verdict, on such a store."""
     allowed = Expectation(overrun=math.inf if topology == "etcd" else 0.0)
-    if verdict is Verdict.WRITES:
-        return allowed._replace(loss="bounded", lost_after=faults.start - UNSYNCED_SECONDS, whole_at=faults.end)
+    if verdict in (Verdict.GRANTS, Verdict.WRITES):
+        loss: Literal["not of grants", "bounded"] = "not of grants" if verdict is Verdict.GRANTS else "bounded"
+        return allowed._replace(loss=loss, lost_after=faults.start - UNSYNCED_SECONDS, whole_at=faults.end)
     return allowed
 
 

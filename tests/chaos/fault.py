@@ -19,9 +19,11 @@ class Verdict(IntEnum):
     """No live pod loses its permit."""
     LEASES = 1
     """Leases may run out, as nobody is there to renew: what a lease guarantees holds, what comes after it does not."""
-    WRITES = 2
+    GRANTS = 2
+    """The store may lose what it has answered, but no grant: renewals and releases wait for no replica."""
+    WRITES = 3
     """The store may lose what it has answered: holders may be forgotten while it lasts."""
-    CLOCK = 3
+    CLOCK = 4
     """The store's clock is not to be trusted: leases may last as long as they like, while it lasts and after it."""
 
 
@@ -60,3 +62,7 @@ class Fault:
 
     def heal(self, scene: Scene) -> None:
         """End it; whatever it ended runs again after this."""
+
+
+class OfGroup(Fault):
+    """A fault of a store of several servers."""

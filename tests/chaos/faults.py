@@ -6,8 +6,8 @@ import random
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
-from tests.chaos.fault import TOPOLOGIES, Fault, Verdict
-from tests.chaos.group_faults import GROUP_KINDS, OfGroup, StoreFlushed, StoreOlderCopy
+from tests.chaos.fault import TOPOLOGIES, Fault, OfGroup, Verdict
+from tests.chaos.group_faults import ETCD_KINDS, StoreFlushed, StoreOlderCopy
 from tests.chaos.network_faults import (
     ApiDeaf,
     ApiFailing,
@@ -43,10 +43,12 @@ from tests.chaos.process_faults import (
     WebhookKilled,
     WebhookStopped,
 )
+from tests.chaos.redis_faults import REDIS_KINDS, MasterReplica, PrimaryPeers
 
 
-def _named(base: type[Fault], name: str, **attributes: Any) -> type[Fault]:
-    return type(base.__name__, (base,), {"name": name, "__doc__": base.__doc__, "__module__": __name__, **attributes})
+def _named(base: type[Fault], name: str, of: type[Fault] | None = None, **attributes: Any) -> type[Fault]:
+    bases = (of, base) if of else (base,)
+    return type(base.__name__, bases, {"name": name, "__doc__": base.__doc__, "__module__": __name__, **attributes})
 
 
 _TROUBLES = {
@@ -64,18 +66,24 @@ _SILENCED = {
     "locks": (),
     # What was asked of it has to end first, and is asked of the others only then.
     "member": ("controller",),
+    # Nobody else is asked in place of a primary or a master.
+    "server": ("sidecar", "controller"),
 }
 _SORTS = {
-    "store": ("single", "etcd"),
+    "store": TOPOLOGIES,
     "api": TOPOLOGIES,
-    "sidecars": ("single", "etcd"),
+    "sidecars": TOPOLOGIES,
     "locks": ("single", "sentinel", "cluster"),
     "member": ("etcd",),
+    "server": ("sentinel", "cluster"),
 }
 """Of which stores there are links of a sort."""
 
 KINDS: list[type[Fault]] = [
-    *GROUP_KINDS,
+    *ETCD_KINDS,
+    *REDIS_KINDS,
+    *(_named(base, f"link primary's peers: {trouble}", PrimaryPeers) for trouble, base in _TROUBLES.items()),
+    *(_named(base, f"link master's replica: {trouble}", MasterReplica) for trouble, base in _TROUBLES.items()),
     SidecarsKilled,
     SidecarsStopped,
     WebhookKilled,
@@ -165,7 +173,7 @@ def _compatible(faults: Collection[Fault]) -> bool:
     """
     syncs = {fault.sync for fault in faults if isinstance(fault, StoreKilled)}
     of_store = [fault for fault in faults if isinstance(fault, StoreKilled | StoreStopped | StoreClock)]
-    of_group = [fault for fault in faults if isinstance(fault, OfGroup) or fault.name.startswith("link member")]
+    of_group = [fault for fault in faults if isinstance(fault, OfGroup) or _at_server(fault)]
     of_api = [fault for fault in faults if isinstance(fault, OfApi)]
     crashes = [fault for fault in faults if isinstance(fault, WebhookCrashed)]
     of_replica = [fault for fault in faults if isinstance(fault, OfReplica | WebhookCrashed)]
@@ -175,8 +183,12 @@ def _compatible(faults: Collection[Fault]) -> bool:
     )
 
 
+def _at_server(fault: Fault) -> bool:
+    return isinstance(fault, OfLink) and fault.sort in {"member", "server"}
+
+
 def _touched(fault: OfLink) -> set[str]:
-    return {"store", "sidecars"} if fault.sort == "member" else {fault.sort}
+    return {"store", "sidecars"} if _at_server(fault) else {fault.sort}
 
 
 def plan(rng: random.Random, on: Ground) -> list[Fault]:

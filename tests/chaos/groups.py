@@ -1,59 +1,25 @@
-"""Stores of several servers: three members of etcd, a primary with replicas and Sentinels, a Redis Cluster."""
+"""A store of three members of etcd."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from devcluster.errors import DevClusterError
 from devcluster.polling import until
-from devcluster.stores import RedisServer
-from devcluster.topologies import RedisCluster, SentinelGroup, client
 from devcluster.topologies_etcd import EtcdGroup, EtcdMember
 from tests.chaos.history import Recorder
-from tests.chaos.proxy import NONE, Link, Loop, Tap, Trouble
-from tests.chaos.topology import Held, held_in_redis, start_again
+from tests.chaos.proxy import NONE, Link, Loop, Trouble
+from tests.chaos.topology import Held, start_again
 
 _HEAL_SECONDS = 15.0
 _ELECTION = ("--heartbeat-interval=50", "--election-timeout=500")
 """Longer than a busy machine keeps a member waiting."""
 _from = re.compile(rb"x-server-from: ([0-9a-f]+)", re.IGNORECASE)
-
-
-class _OfGroup:
-    """What the callers of these stores do is recorded by themselves: they go to several servers, whatever is asked."""
-
-    group: Any
-
-    @property
-    def ports(self) -> list[int]:
-        return []
-
-    def start(self) -> None:
-        start_again(self._begin)
-
-    def _begin(self) -> None:
-        try:
-            self.group.start()
-        except DevClusterError:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        self.group.stop()
-
-    def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap] | None:
-        return None
-
-    def note(self) -> None:
-        """Nothing is lost of what they have written."""
 
 
 class _PeerTap:
@@ -77,8 +43,10 @@ class _PeerTap:
         pass
 
 
-class Etcd(_OfGroup):
+class Etcd:
     """Three members, in which the lock is, too.
+
+    What its callers do is recorded by themselves: a transaction is asked for in many requests.
 
     Args:
         directory: Their data.
@@ -88,7 +56,6 @@ class Etcd(_OfGroup):
 
     name = "etcd"
     locks = True
-    group: EtcdGroup
 
     def __init__(self, directory: Path, loop: Loop, *, peers: bool) -> None:
         self.cut_off = 0
@@ -118,6 +85,15 @@ class Etcd(_OfGroup):
     @property
     def ports(self) -> list[int]:
         return [member.port for member in self.group.members]
+
+    def rewritten(self, links: Mapping[int, int]) -> None:
+        """Its clients go only where they are told to."""
+
+    def tap(self, recorder: Recorder, process: str) -> None:
+        """See above."""
+
+    def note(self) -> None:
+        """Nothing is lost of what they have written."""
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         members = ",".join(addresses)
@@ -192,103 +168,3 @@ class Etcd(_OfGroup):
     def restart(self, member: EtcdMember) -> None:
         """Start what was ended."""
         start_again(lambda: self.group.start(member))
-
-
-class Sentinel(_OfGroup):
-    """A primary, two replicas, three Sentinels.
-
-    Args:
-        directory: Their data.
-        wait_replicas: How many replicas must have a grant before it counts.
-    """
-
-    locks = False
-    group: SentinelGroup
-
-    def __init__(self, directory: Path, wait_replicas: int) -> None:
-        self.name = f"sentinel/{wait_replicas}"
-        self.group = SentinelGroup(directory, down_after_ms=700)
-        self._wait_replicas = wait_replicas
-
-    def flags(self, addresses: Sequence[str]) -> list[str]:
-        option = f"?wait-replicas={self._wait_replicas}" if self._wait_replicas else ""
-        return [f"--queue-url={self.group.url}{option}"]
-
-    def held(self) -> Held:
-        with self.group.client(self.group.primary()) as asked:
-            return held_in_redis([asked])
-
-    def follow(self, server: RedisServer) -> None:
-        """Have a server follow the primary."""
-        with self.group.client(server) as asked:
-            asked.execute_command("REPLICAOF", "127.0.0.1", self.group.primary().port)
-
-    def whole(self) -> None:
-        """Wait until one is the primary, and the others follow it."""
-
-        def follow() -> bool:
-            roles = []
-            for server in self.group.servers:
-                try:
-                    with self.group.client(server) as asked:
-                        roles.append(asked.execute_command("ROLE"))
-                except (redis.exceptions.RedisError, OSError):
-                    return False
-            primary = self.group.primary().port
-            following = [role for role in roles if role[0] == "slave" and int(role[2]) == primary]
-            return len(following) == len(roles) - 1 and all(role[3] == "connected" for role in following)
-
-        until(follow, "replicas follow the primary", _HEAL_SECONDS)
-
-
-class Cluster(_OfGroup):
-    """Three masters with a replica each."""
-
-    name = "cluster"
-    locks = False
-    group: RedisCluster
-
-    def __init__(self, directory: Path) -> None:
-        self.group = RedisCluster(directory, replicas=1)
-
-    def flags(self, addresses: Sequence[str]) -> list[str]:
-        return [f"--queue-url={self.group.url}"]
-
-    def masters(self) -> list[RedisServer]:
-        """Return the servers that are masters in their own eyes."""
-        found = []
-        for server in self.group.servers:
-            try:
-                with client(server.port) as asked:
-                    if asked.execute_command("ROLE")[0] == "master":
-                        found.append(server)
-            except (redis.exceptions.RedisError, OSError):
-                continue
-        return found
-
-    def held(self) -> Held:
-        with ExitStack() as stack:
-            return held_in_redis([stack.enter_context(client(server.port)) for server in self.masters()])
-
-    def whole(self) -> None:
-        """Wait until there are three masters, and every server says that all is well."""
-
-        def well() -> bool:
-            if len(self.masters()) != 3:
-                return False
-            states = []
-            for server in self.group.servers:
-                try:
-                    with client(server.port) as asked:
-                        states.append(asked.execute_command("CLUSTER", "INFO"))
-                except (redis.exceptions.RedisError, OSError):
-                    return False
-            return all(_state(state) == "ok" for state in states)
-
-        until(well, "the cluster is whole", _HEAL_SECONDS)
-
-
-def _state(answer: Any) -> str:
-    if isinstance(answer, dict):
-        return str(answer["cluster_state"])
-    return str(answer).partition("cluster_state:")[2].split()[0]

@@ -21,7 +21,8 @@ class Expectation(NamedTuple):
     """What the faults of a run may do to the store, besides losing answers and being slow.
 
     Attributes:
-        loss: "none": what was answered is kept; "bounded": the store lost writes.
+        loss: "none": what was answered is kept; "bounded": the store lost writes; "not of grants": it lost
+            writes, but no acquire that was answered.
         lost_after: In seconds of the history's clock: what was written before is kept, or put back by `rebuilt_at`.
         whole_at: What was written from this moment on is kept.
         rebuilt_at: Until then holders may be told that they hold nothing; nobody else may get what is theirs.
@@ -31,7 +32,7 @@ class Expectation(NamedTuple):
         lengths: Lengths that semaphores have before the history begins; 0 is none.
     """
 
-    loss: Literal["none", "bounded"] = "none"
+    loss: Literal["none", "bounded", "not of grants"] = "none"
     lost_after: float = -math.inf
     whole_at: float = math.inf
     rebuilt_at: float = -math.inf
@@ -42,6 +43,8 @@ class Expectation(NamedTuple):
 
     def may_lose(self, operation: Operation) -> bool:
         """Say whether the store may have forgotten what this operation did."""
+        if self.loss == "not of grants" and operation.kind == "acquire" and operation.outcome == OK:
+            return False
         return self._within_loss(operation, self.whole_at)
 
     def may_miss(self, operation: Operation) -> bool:

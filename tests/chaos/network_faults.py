@@ -8,8 +8,12 @@ from typing import Any, ClassVar
 
 from tests.chaos.fault import Fault
 from tests.chaos.proxy import NONE, Link, Trouble, Way
+from tests.chaos.redis_groups import Cluster, Sentinel
 from tests.chaos.scene import Scene
 from tests.chaos.standin import Misbehaviour, StandIn
+
+LOST_SHARE = 0.5
+"""How often what a link has held is lost, and does not arrive late."""
 
 
 class OfLink(Fault):
@@ -31,9 +35,14 @@ class OfLink(Fault):
 
 
 def _links(scene: Scene, sort: str, rng: random.Random) -> list[Link]:
-    if sort == "member":
+    if sort in {"member", "server"}:
         # The way of everybody to one of the store's servers.
-        return list(rng.choice(list(zip(scene.sidecars, *(one.stores for one in scene.replicas), strict=True))))
+        topology = scene.topology
+        port = topology.struck(rng) if isinstance(topology, Sentinel | Cluster) else rng.choice(topology.ports)
+        return scene.ways(port)
+    if sort == "peers":
+        assert isinstance(scene.topology, Sentinel | Cluster)
+        return [scene.topology.peers[scene.topology.leading(rng).port]]
     if sort == "sidecars":
         return scene.sidecars
     replicas = scene.replicas if rng.random() < 0.3 else [rng.choice(scene.replicas)]
@@ -54,7 +63,7 @@ class LinkHeld(OfLink):
 
     def heal(self, scene: Scene) -> None:
         # What was on its way arrives late after all, or is lost with its connection.
-        if self.rng.random() < 0.5:
+        if self.rng.random() < LOST_SHARE:
             for link in self.links:
                 link.reset()
         super().heal(scene)

@@ -101,6 +101,7 @@ class Link:
         loop: Where it runs.
         targets: Ports; each connection takes the first at random that accepts it.
         tap: Makes what reads along on a connection.
+        rewritten: Changes what servers say on its way to clients, once it has been read along.
         rng: Draws the jitter and the target.
     """
 
@@ -110,11 +111,13 @@ class Link:
         targets: Sequence[int],
         *,
         tap: Callable[[], Tap] | None = None,
+        rewritten: Callable[[bytes], bytes] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._loop = loop
         self.targets = list(targets)
         self._tap = tap
+        self._rewritten = rewritten
         self._rng = rng or random.Random(0)
         self._trouble = NONE
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
@@ -235,7 +238,7 @@ class Link:
                 return
             if tap:
                 tap.answered(data)
-            writer.write(data)
+            writer.write(self._rewritten(data) if self._rewritten else data)
             await writer.drain()
 
     async def _pass(self, way: Way) -> None:

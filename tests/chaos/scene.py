@@ -20,11 +20,12 @@ from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
 from tests.chaos import crash, journal
 from tests.chaos.clusters import Cluster
-from tests.chaos.groups import Cluster as ClusterStore
-from tests.chaos.groups import Etcd, Sentinel
+from tests.chaos.groups import Etcd
 from tests.chaos.history import Operation, Recorder
 from tests.chaos.proxy import Link, Loop
-from tests.chaos.topology import Single, Topology, start_again
+from tests.chaos.redis_groups import Cluster as ClusterStore
+from tests.chaos.redis_groups import Sentinel
+from tests.chaos.topology import Single, Topology, start_again, store_links
 
 _LEADING = "at_least_semaphore_pod_hook_leading 1.0"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -169,6 +170,11 @@ class Scene:
         """Return the replica whose controller works, if there is one."""
         return next((replica for replica in self.replicas if replica.leads()), None)
 
+    def ways(self, port: int) -> list[Link]:
+        """Return the links of all clients to one of the store's servers."""
+        number = self.topology.ports.index(port)
+        return [self.sidecars[number], *(replica.stores[number] for replica in self.replicas)]
+
     def _close_links(self) -> None:
         for link in self._links:
             link.close()
@@ -178,17 +184,18 @@ class Scene:
         if needs.topology == "etcd":
             return Etcd(directory, self.loop, peers=needs.peers)
         if needs.topology == "sentinel":
-            return Sentinel(directory, needs.wait_replicas)
+            return Sentinel(directory, self.loop, needs.wait_replicas)
         if needs.topology == "cluster":
-            return ClusterStore(directory)
+            return ClusterStore(directory, self.loop)
         return Single(directory, needs.sync, self._environment(self.store_clock))
 
     def _store_links(self, process: str) -> list[Link]:
-        return [self._link([port], process) for port in self.topology.ports]
+        links = store_links(self.topology, self.loop, self.recorder, process, self.rng)
+        self._links += links
+        return links
 
-    def _link(self, ports: list[int], process: str | None = None) -> Link:
-        tap = None if process is None else self.topology.tap(self.recorder, process)
-        link = Link(self.loop, ports, tap=tap, rng=random.Random(self.rng.random()))
+    def _link(self, ports: list[int]) -> Link:
+        link = Link(self.loop, ports, rng=random.Random(self.rng.random()))
         self._links.append(link)
         return link
 

@@ -29,6 +29,9 @@ NOT_APPLIED = (
 )
 """With what a server refuses a script before any of it has run."""
 
+WAITS_FOR_REPLICAS = {"granted", "resumed"}
+"""What an acquire answers that counts only once replicas have it."""
+
 _MORE = object()
 _semaphore = re.compile(r"queue/\{(.+)\}")
 Ender = Callable[[Handle, Any], None]
@@ -136,13 +139,18 @@ def _digest(text: bytes) -> str:
 _BY_DIGEST = {_digest((SCRIPTS / f"{name}.lua").read_bytes()): reader for name, reader in _READERS.items()}
 
 
-class _Pending:
-    __slots__ = ("asked", "forwarded", "handle")
+def _grants(asked: Asked, reply: Any) -> bool:
+    return asked.kind == "acquire" and reply[0].decode() in WAITS_FOR_REPLICAS
 
-    def __init__(self, asked: Asked | None, handle: Handle | None) -> None:
+
+class _Pending:
+    __slots__ = ("asked", "forwarded", "handle", "waits")
+
+    def __init__(self, asked: Asked | None, handle: Handle | None, *, waits: bool = False) -> None:
         self.asked = asked
         self.handle = handle
         self.forwarded = False
+        self.waits = waits
 
 
 class RespTap:
@@ -151,11 +159,15 @@ class RespTap:
     Args:
         recorder: Where operations go.
         process: Who calls; empty where it is the sidecar of the pod that the script's arguments name.
+        wait_replicas: How many replicas must have a grant before it counts. It is answered with the WAIT that follows,
+            and unknown where too few have it.
     """
 
-    def __init__(self, recorder: Recorder, process: str) -> None:
+    def __init__(self, recorder: Recorder, process: str, wait_replicas: int = 0) -> None:
         self._recorder = recorder
         self._process = process
+        self._wait_replicas = wait_replicas
+        self._waiting: list[tuple[Asked, Handle, Any]] = []
         self._requests = hiredis.Reader(notEnoughData=_MORE)
         self._replies = hiredis.Reader(notEnoughData=_MORE)
         self._pending: deque[_Pending] = deque()
@@ -178,16 +190,31 @@ class RespTap:
         self._replies.feed(data)
         while (reply := self._replies.gets()) is not _MORE:
             pending = self._pending.popleft()
+            if pending.waits:
+                self._replicated(reply)
             if pending.handle is None or pending.asked is None:
                 continue
             if not isinstance(reply, hiredis.ReplyError):
-                pending.asked.end(pending.handle, reply)
+                if self._wait_replicas and _grants(pending.asked, reply):
+                    self._waiting.append((pending.asked, pending.handle, reply))
+                else:
+                    pending.asked.end(pending.handle, reply)
             elif str(reply).startswith(NOT_APPLIED):
                 pending.handle.fail()
             else:
                 pending.handle.unknown()
 
+    def _replicated(self, replicas: Any) -> None:
+        enough = isinstance(replicas, int) and replicas >= self._wait_replicas
+        for asked, handle, reply in self._waiting:
+            if enough:
+                asked.end(handle, reply)
+            else:
+                handle.unknown()
+        self._waiting.clear()
+
     def ended(self) -> None:
+        self._replicated(None)
         for pending in self._pending:
             if pending.handle is not None:
                 if pending.forwarded:
@@ -199,7 +226,7 @@ class RespTap:
     def _begin(self, command: Sequence[bytes]) -> _Pending:
         name = command[0].upper()
         if name not in {b"EVALSHA", b"EVAL"}:
-            return _Pending(None, None)
+            return _Pending(None, None, waits=name == b"WAIT")
         digest = command[1].decode() if name == b"EVALSHA" else _digest(command[1])
         reader = _BY_DIGEST.get(digest)
         keys = int(command[2])

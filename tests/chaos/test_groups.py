@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import random
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from at_least_semaphore_pod_hook.addresses import parse_store_url
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from devcluster.polling import until
 from devcluster.process import Process
 from devcluster.stores import RedisServer
 from tests.chaos import crash, journal
-from tests.chaos.groups import Cluster, Etcd, Sentinel
-from tests.chaos.history import OK, UNKNOWN
+from tests.chaos.groups import Etcd
+from tests.chaos.history import FAIL, OK, UNKNOWN, Recorder
 from tests.chaos.journal import Journal
-from tests.chaos.proxy import Loop
-from tests.chaos.topology import Single, Topology
+from tests.chaos.proxy import Loop, Trouble
+from tests.chaos.redis_groups import Cluster, Sentinel
+from tests.chaos.topology import Single, Topology, store_links
 from tests.sidecar_harness import ACQUIRE, KEYS, QUEUE
 
 LENGTH = 3
@@ -40,13 +46,13 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture(params=["single", "etcd", "sentinel", "cluster"])
 def started(request: pytest.FixtureRequest, tmp_path: Path, loop: Loop) -> Iterator[Topology]:
-    made: dict[str, Topology] = {
-        "single": Single(tmp_path, "no"),
-        "etcd": Etcd(tmp_path, loop, peers=False),
-        "sentinel": Sentinel(tmp_path, 1),
-        "cluster": Cluster(tmp_path),
+    made: dict[str, Callable[[], Topology]] = {
+        "single": lambda: Single(tmp_path, "no"),
+        "etcd": lambda: Etcd(tmp_path, loop, peers=False),
+        "sentinel": lambda: Sentinel(tmp_path, loop, 1),
+        "cluster": lambda: Cluster(tmp_path, loop),
     }
-    topology = made[request.param]
+    topology = made[request.param]()
     try:
         topology.start()
         yield topology
@@ -54,23 +60,76 @@ def started(request: pytest.FixtureRequest, tmp_path: Path, loop: Loop) -> Itera
         topology.close()
 
 
-def url_of(topology: Topology) -> str:
-    flags = dict(flag.split("=", 1) for flag in topology.flags([f"127.0.0.1:{port}" for port in topology.ports]))
-    return flags.get("--queue-url") or f"redis://{flags['--queue-redis-address']}"
+class Client:
+    """Somebody who comes to a store by links of its own."""
+
+    def __init__(self, topology: Topology, loop: Loop, process: str) -> None:
+        self.recorder = Recorder()
+        self.links = store_links(topology, loop, self.recorder, process, random.Random(0))
+        flags = dict(flag.split("=", 1) for flag in topology.flags([link.address for link in self.links]))
+        url = flags.get("--queue-url") or f"redis://{flags['--queue-redis-address']}"
+        self.open = partial(open_store, parse_store_url(url))
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
 
 
-def test_what_is_held_is_read_wherever_it_is(started: Topology) -> None:
-    async def use() -> None:
-        store = open_store(parse_store_url(url_of(started)))
-        step = await store.begin(KEY, Fence("test", 0))  # the store counts where a lock does not
-        await store.set_length(KEY, LENGTH, step.fence)
-        assert (await store.acquire(WANTED)).outcome is Outcome.GRANTED
-        await store.close()
+@pytest.fixture
+def webhook(started: Topology, loop: Loop) -> Iterator[Client]:
+    client = Client(started, loop, "webhook-1")
+    yield client
+    client.close()
 
-    asyncio.run(use())
+
+async def acquire_once(client: Client) -> None:
+    store = client.open()
+    step = await store.begin(KEY, Fence("test", 0))  # the store counts where a lock does not
+    await store.set_length(KEY, LENGTH, step.fence)
+    assert (await store.acquire(WANTED)).outcome is Outcome.GRANTED
+    await store.close()
+
+
+def test_what_is_held_is_read_wherever_it_is_and_was_read_along_on_the_way(started: Topology, webhook: Client) -> None:
+    asyncio.run(acquire_once(webhook))
     held = started.held()
     assert held.permits == {"some/key": {"p1"}}
     assert held.lengths == {"some/key": LENGTH}
+    done = [(one.process, one.kind, one.outcome) for one in webhook.recorder.operations() if one.outcome != FAIL]
+    expected = [("webhook-1", kind, OK) for kind in ("begin", "set_length", "acquire")]
+    assert done == ([] if isinstance(started, Etcd) else expected)  # its callers record it themselves
+
+
+@pytest.mark.parametrize("started", ["sentinel", "cluster"], indirect=True)
+def test_each_client_comes_by_its_own_links_alone(started: Topology, webhook: Client, loop: Loop) -> None:
+    assert isinstance(started, Sentinel | Cluster)
+    other = Client(started, loop, "webhook-2")
+    try:
+        for link in other.links:
+            link.trouble(Trouble(refused=True))
+        asyncio.run(acquire_once(webhook))
+        with pytest.raises(StoreUnavailableError):
+            asyncio.run(acquire_once(other))
+    finally:
+        other.close()
+    for link in started.peers.values():
+        with redis.Redis(port=link.port, retry=Retry(NoBackoff(), 0)) as lost, pytest.raises(redis.ConnectionError):
+            lost.eval("return 1", 0)
+
+
+@pytest.mark.parametrize("started", ["sentinel"], indirect=True)
+def test_a_primary_that_is_cut_off_from_its_peers_still_answers_its_clients(started: Topology) -> None:
+    assert isinstance(started, Sentinel)
+    old = started.group.primary()
+    started.isolate(old)
+    assert started.group.wait_for_another(old) is not old
+    with started.group.client(old) as asked:
+        role, _, replicas = asked.execute_command("ROLE")
+        assert (role, replicas) == ("master", [])
+    started.rejoin(old)
+    started.settle()
+    with started.group.client(old) as asked:
+        assert asked.execute_command("ROLE")[0] == "slave"
 
 
 def test_a_leader_that_is_cut_off_still_answers_its_clients_and_another_is_elected(tmp_path: Path, loop: Loop) -> None:

@@ -89,6 +89,17 @@ def test_a_call_is_recorded_with_its_answer(wired: Wired) -> None:
     assert operation.result["token"] == int(wired.direct.hget(QUEUE, "token") or 0)
 
 
+def test_a_grant_is_answered_once_enough_replicas_have_it(wired: Wired, loop: Loop) -> None:
+    link = Link(loop, [wired.server.port], tap=lambda: RespTap(wired.recorder, "webhook", 1))
+    with redis.Redis(port=link.port, retry=Retry(NoBackoff(), 0)) as client, client.pipeline(transaction=False) as sent:
+        sent.eval(ACQUIRE, len(KEYS), *KEYS, *WANTED)
+        sent.execute_command("WAIT", 1, 10)
+        granted, replicas = sent.execute()
+    link.close()
+    assert (granted[0], replicas) == (b"granted", 0)
+    assert wired.only().outcome == "unknown"
+
+
 def test_a_lost_reply_is_unknown_and_applied(wired: Wired) -> None:
     wired.link.trouble(Trouble(replies_lost=True))
     with pytest.raises(redis.ConnectionError):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -12,7 +13,7 @@ import redis
 from devcluster.errors import DevClusterError
 from devcluster.stores import RedisServer
 from tests.chaos.history import Recorder
-from tests.chaos.proxy import Tap
+from tests.chaos.proxy import Link, Loop, Tap
 from tests.chaos.tap import RespTap
 
 FLUSH_SECONDS = {"always": 0.0, "everysec": 2.0, "no": 3.0}
@@ -62,7 +63,14 @@ class Topology(Protocol):
 
     @property
     def ports(self) -> list[int]:
-        """Where clients go, each by a link of its own; none where servers themselves say where they are."""
+        """Where clients go, each by a link of its own."""
+
+    def rewritten(self, links: Mapping[int, int]) -> Callable[[bytes], bytes] | None:
+        """Return what puts the links of a client in place of where servers say that they are, where they say so.
+
+        Args:
+            links: The ports of the client's links by where they lead to.
+        """
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         """Return the webhook's flags for a store, and perhaps a lock, behind links at `addresses`."""
@@ -75,6 +83,18 @@ class Topology(Protocol):
 
     def note(self) -> None:
         """Note how much has been written by now; called a few times a second."""
+
+
+def store_links(topology: Topology, loop: Loop, recorder: Recorder, process: str, rng: random.Random) -> list[Link]:
+    """Make the links by which a process, or all sidecars where `process` is empty, comes to a store's servers."""
+    tap = topology.tap(recorder, process)
+    ways: dict[int, int] = {}
+    links: list[Link] = []
+    rewritten = topology.rewritten(ways)
+    for port in topology.ports:
+        links.append(Link(loop, [port], tap=tap, rewritten=rewritten, rng=random.Random(rng.random())))
+        ways[port] = links[-1].port
+    return links
 
 
 def held_in_redis(clients: Sequence[Any]) -> Held:
@@ -129,6 +149,9 @@ class Single:
     @property
     def ports(self) -> list[int]:
         return [self.server.port]
+
+    def rewritten(self, links: Mapping[int, int]) -> None:
+        """It does not say where it is."""
 
     def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap]:
         return lambda: RespTap(recorder, process)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -299,6 +299,15 @@ def test_unknown_operations_take_effect_later_or_never() -> None:
     late = [answered(full("b", (3, 3.1)), 1), answered(granted("c", (4, 4.1)), 1)]
     assert verdict(lost, *late) is Verdict.LINEARIZABLE
     assert verdict(lost, *late, expectation=Expectation(late=0)) is Verdict.NOT
+
+
+@pytest.mark.parametrize(("loss", "rules"), [("bounded", set()), ("not of grants", {"never_above_length"})])
+def test_a_store_that_keeps_grants_may_lose_the_rest(
+    loss: Literal["bounded", "not of grants"], rules: set[str]
+) -> None:
+    losing = Expectation(loss=loss, lost_after=0.5, whole_at=9)
+    assert {violation.rule for violation in check([length(1, (0.1, 0.2)), A, B], losing)} == rules
+    assert not check([length(1, (0.1, 0.2)), A, release("a", (1.5, 1.6)), renew("a", (2, 2.1), lease=0)], losing)
 
 
 def test_what_cannot_be_decided_is_not_passed() -> None:

@@ -61,14 +61,26 @@ def until(condition: Callable[[], Any], what: str, timeout: float = _READY_SECON
 
 
 class _Group:
-    """Servers that are started together, and ended together."""
+    """Servers that are started together, and ended together.
 
-    def __init__(self) -> None:
+    Args:
+        advertised: Says at which port of 127.0.0.1 a server's port is reached, where something is in between: there the
+            others go, and clients are sent there.
+    """
+
+    def __init__(self, advertised: Callable[[int], int] | None) -> None:
         self.servers: list[RedisServer] = []
+        self.reached: dict[int, int] = {}
+        self._advertised = advertised
+
+    def _new_port(self) -> int:
+        port = free_port()
+        self.reached[port] = self._advertised(port) if self._advertised else port
+        return port
 
     def server(self, port: int) -> RedisServer:
-        """Return the server at a port."""
-        return next(server for server in self.servers if server.port == port)
+        """Return the server at a port, its own or the one at which it is reached."""
+        return next(server for server in self.servers if port in (server.port, self.reached[server.port]))
 
     def start(self) -> None:
         """Start all and return once they work together."""
@@ -103,6 +115,7 @@ class SentinelGroup(_Group):
         replicas: How many replicas there are.
         prefer: Which server to run.
         arguments: Further options of the servers.
+        advertised: Says at which port of 127.0.0.1 a server's port is reached, where something is in between.
     """
 
     def __init__(
@@ -113,15 +126,18 @@ class SentinelGroup(_Group):
         replicas: int = 2,
         prefer: Literal["redis", "valkey"] = "redis",
         arguments: Sequence[str] = (),
+        advertised: Callable[[int], int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(advertised)
         self._down_after_ms = down_after_ms
         options = (*_QUICK, *_USER, *_FOLLOW, *arguments)
-        first = RedisServer(directory / "0", prefer=prefer, arguments=options)
-        self.servers = [first]
-        for number in range(1, replicas + 1):
-            following = (*options, "--replicaof", "127.0.0.1", str(first.port))
-            self.servers.append(RedisServer(directory / str(number), prefer=prefer, arguments=following))
+        for number in range(1 + replicas):
+            port = self._new_port()
+            given = (*options, "--replica-announce-ip", "127.0.0.1")
+            given += ("--replica-announce-port", str(self.reached[port]))
+            if number:
+                given += ("--replicaof", "127.0.0.1", str(self.reached[self.servers[0].port]))
+            self.servers.append(RedisServer(directory / str(number), prefer=prefer, port=port, arguments=given))
         self.sentinels = [_Sentinel(directory / f"sentinel-{number}", prefer) for number in range(3)]
         self.url = (
             f"redis+sentinel://:{_PASSWORD}@{','.join(sentinel.address for sentinel in self.sentinels)}/{SERVICE}"
@@ -137,7 +153,7 @@ class SentinelGroup(_Group):
         until(lambda: followers(first, _PASSWORD) == len(replicas), "replicated")
         for sentinel in self.sentinels:
             others = [other for other in self.sentinels if other is not sentinel]
-            sentinel.start(first.port, self._down_after_ms, others)
+            sentinel.start(self.reached[first.port], self._down_after_ms, others)
         for sentinel in self.sentinels:
             sentinel.wait(len(replicas), len(self.sentinels) - 1)
 
@@ -242,6 +258,7 @@ class RedisCluster(_Group):
         node_timeout_ms: After how many milliseconds without an answer a node counts as failed.
         prefer: Which server to run.
         arguments: Further options of the nodes.
+        advertised: Says at which port of 127.0.0.1 a node's port is reached, where something is in between.
     """
 
     def __init__(
@@ -253,25 +270,20 @@ class RedisCluster(_Group):
         node_timeout_ms: int = 1000,
         prefer: Literal["redis", "valkey"] = "redis",
         arguments: Sequence[str] = (),
+        advertised: Callable[[int], int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(advertised)
         self._masters = masters
         self._replicas = replicas
         self._bus = {}
         for number in range(masters * (1 + replicas)):
-            bus = free_port()
-            options: tuple[str, ...] = (
-                "--cluster-enabled",
-                "yes",
-                "--cluster-port",
-                str(bus),
-                "--cluster-announce-ip",
-                "127.0.0.1",
-            )
+            port, bus = self._new_port(), free_port()
+            options: tuple[str, ...] = ("--cluster-enabled", "yes", "--cluster-port", str(bus))
+            options += ("--cluster-announce-ip", "127.0.0.1", "--cluster-announce-port", str(self.reached[port]))
             options += ("--cluster-node-timeout", str(node_timeout_ms), "--cluster-config-file", "nodes.conf")
-            server = RedisServer(directory / str(number), prefer=prefer, arguments=(*options, *_QUICK, *arguments))
-            self._bus[server.port] = bus
-            self.servers.append(server)
+            options += (*_QUICK, *arguments)
+            self.servers.append(RedisServer(directory / str(number), prefer=prefer, port=port, arguments=options))
+            self._bus[port] = bus
         self.url = f"redis+cluster://{','.join(server.address for server in self.servers)}"
 
     def start(self) -> None:
@@ -288,7 +300,9 @@ class RedisCluster(_Group):
                     first, last = (SLOTS * step // len(masters) for step in (number, number + 1))
                     asked.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last - 1)
                 for other in self.servers[:number]:
-                    asked.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port, self._bus[other.port])
+                    asked.execute_command(
+                        "CLUSTER", "MEET", "127.0.0.1", self.reached[other.port], self._bus[other.port]
+                    )
         until(lambda: all(self._sees(server) == len(self.servers) for server in self.servers), "met by all")
         for number, server in enumerate(self.servers[self._masters :]):
             with client(server.port) as asked:
