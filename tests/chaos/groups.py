@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from devcluster.errors import DevClusterError
 from devcluster.polling import until
 from devcluster.topologies_etcd import EtcdGroup, EtcdMember
 from tests.chaos.history import Recorder
-from tests.chaos.proxy import NONE, Link, Loop, Trouble
+from tests.chaos.linked import LinkedGroup
+from tests.chaos.proxy import NONE, Loop, Trouble
 from tests.chaos.topology import Held, start_again
 
 _HEAL_SECONDS = 15.0
@@ -22,28 +22,7 @@ _ELECTION = ("--heartbeat-interval=50", "--election-timeout=500")
 _from = re.compile(rb"x-server-from: ([0-9a-f]+)", re.IGNORECASE)
 
 
-class _PeerTap:
-    """Ends the connections of a member that is cut off from its peers."""
-
-    def __init__(self, group: Etcd) -> None:
-        self._group = group
-
-    def asked(self, data: bytes) -> None:
-        found = _from.search(data)
-        if found and int(found[1], 16) == self._group.cut_off:
-            raise ConnectionAbortedError
-
-    def forwarded(self) -> None:
-        pass
-
-    def answered(self, data: bytes) -> None:
-        pass
-
-    def ended(self) -> None:
-        pass
-
-
-class Etcd:
+class Etcd(LinkedGroup):
     """Three members, in which the lock is, too.
 
     What its callers do is recorded by themselves: a transaction is asked for in many requests.
@@ -57,30 +36,17 @@ class Etcd:
     name = "etcd"
     locks = True
 
+    group: EtcdGroup
+
     def __init__(self, directory: Path, loop: Loop, *, peers: bool) -> None:
+        super().__init__(loop)
         self.cut_off = 0
-        self._loop = loop
-        self._peers: dict[int, Link] = {}
-        self.group = EtcdGroup(directory, arguments=_ELECTION, advertised=self._link if peers else None)
+        self.group = EtcdGroup(directory, arguments=_ELECTION, advertised=self.link if peers else None)
 
-    def _link(self, port: int) -> int:
-        self._peers[port] = Link(self._loop, [port], tap=lambda: _PeerTap(self))
-        return self._peers[port].port
-
-    def start(self) -> None:
-        start_again(self._begin)
-
-    def _begin(self) -> None:
-        try:
-            self.group.start()
-        except DevClusterError:
-            self.group.close()
-            raise
-
-    def close(self) -> None:
-        self.group.close()
-        for link in self._peers.values():
-            link.close()
+    def stops(self, data: bytes) -> bool:
+        """Say whether a member speaks that is cut off from its peers."""
+        found = _from.search(data)
+        return found is not None and int(found[1], 16) == self.cut_off
 
     @property
     def ports(self) -> list[int]:
@@ -91,9 +57,6 @@ class Etcd:
 
     def tap(self, recorder: Recorder, process: str) -> None:
         """See above."""
-
-    def note(self) -> None:
-        """Nothing is lost of what they have written."""
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         members = ",".join(addresses)
@@ -153,7 +116,7 @@ class Etcd:
         """Cut a member off from its peers; clients still reach it."""
         status = member.post("/v3/maintenance/status", {})
         self.cut_off = int(status["header"]["member_id"])
-        for port, link in self._peers.items():
+        for port, link in self.peers.items():
             if port == member.peer_port:
                 link.trouble(Trouble(refused=True))
             else:
@@ -162,7 +125,7 @@ class Etcd:
     def rejoin(self) -> None:
         """Let it be reached again."""
         self.cut_off = 0
-        for link in self._peers.values():
+        for link in self.peers.values():
             link.trouble(NONE)
 
     def restart(self, member: EtcdMember) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 import redis
 
-from devcluster.errors import DevClusterError
 from devcluster.polling import until
 from devcluster.stores import RedisServer
 from devcluster.topologies import SERVICE, RedisCluster, SentinelGroup, client
 from tests.chaos.history import Recorder
-from tests.chaos.proxy import NONE, Link, Loop, Tap, Trouble
+from tests.chaos.linked import LinkedGroup
+from tests.chaos.proxy import NONE, Loop, Tap, Trouble
 from tests.chaos.tap import RespTap
-from tests.chaos.topology import Held, held_in_redis, start_again
+from tests.chaos.topology import Held, held_in_redis
 
 _HEAL_SECONDS = 15.0
 _PRIMARY_SHARE = 0.7
@@ -32,56 +32,17 @@ _place = re.compile(rb"(127\.0\.0\.1(?:\r\n:|\r\n\$5\r\n|:| ))(\d{5})(?!\d)")
 """Host and port in CLUSTER SLOTS, in what a Sentinel names, in MOVED and ASK, and in a Sentinel's message."""
 
 
-class _PeersTap:
-    """Ends the connections of clients: here only servers and Sentinels may come."""
-
-    def asked(self, data: bytes) -> None:
-        if b"EVAL" in data:
-            raise ConnectionAbortedError
-
-    def forwarded(self) -> None:
-        pass
-
-    def answered(self, data: bytes) -> None:
-        pass
-
-    def ended(self) -> None:
-        pass
-
-
-class _OfGroup:
-    """What both have in common.
-
-    Attributes:
-        peers: The links by which servers and Sentinels come to a server, by its port.
-    """
-
+class _OfRedis(LinkedGroup):
     locks = False
     group: Any
 
     def __init__(self, loop: Loop, wait_replicas: int = 0) -> None:
-        self.peers: dict[int, Link] = {}
-        self._loop = loop
+        super().__init__(loop)
         self._wait_replicas = wait_replicas
 
-    def _link(self, port: int) -> int:
-        self.peers[port] = Link(self._loop, [port], tap=_PeersTap)
-        return self.peers[port].port
-
-    def start(self) -> None:
-        start_again(self._begin)
-
-    def _begin(self) -> None:
-        try:
-            self.group.start()
-        except DevClusterError:
-            self.group.stop()
-            raise
-
-    def close(self) -> None:
-        self.group.stop()
-        for link in self.peers.values():
-            link.close()
+    def stops(self, data: bytes) -> bool:
+        """Say whether it is a client that speaks, which has links of its own."""
+        return b"EVAL" in data
 
     @property
     def ports(self) -> list[int]:
@@ -98,11 +59,8 @@ class _OfGroup:
     def tap(self, recorder: Recorder, process: str) -> Callable[[], Tap]:
         return lambda: RespTap(recorder, process, self._wait_replicas)
 
-    def note(self) -> None:
-        """Nothing is lost of what they have written."""
 
-
-class Sentinel(_OfGroup):
+class Sentinel(_OfRedis):
     """A primary, two replicas, three Sentinels.
 
     Args:
@@ -116,7 +74,7 @@ class Sentinel(_OfGroup):
     def __init__(self, directory: Path, loop: Loop, wait_replicas: int) -> None:
         super().__init__(loop, wait_replicas)
         self.name = f"sentinel/{wait_replicas}"
-        self.group = SentinelGroup(directory, down_after_ms=700, advertised=self._link)
+        self.group = SentinelGroup(directory, down_after_ms=700, advertised=self.link)
 
     @property
     def ports(self) -> list[int]:
@@ -188,7 +146,7 @@ class Sentinel(_OfGroup):
         until(follow, "replicas follow the primary", _HEAL_SECONDS)
 
 
-class Cluster(_OfGroup):
+class Cluster(_OfRedis):
     """Three masters with a replica each; what nodes say to each other on their bus goes by no link.
 
     Args:
@@ -201,7 +159,7 @@ class Cluster(_OfGroup):
 
     def __init__(self, directory: Path, loop: Loop) -> None:
         super().__init__(loop)
-        self.group = RedisCluster(directory, replicas=1, advertised=self._link)
+        self.group = RedisCluster(directory, replicas=1, advertised=self.link)
 
     def flags(self, addresses: Sequence[str]) -> list[str]:
         return [f"--queue-url=redis+cluster://{','.join(addresses)}"]

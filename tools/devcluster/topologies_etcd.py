@@ -112,8 +112,8 @@ class EtcdGroup:
         leader = self.leader()
         return [member for member in self.members if member is not leader]
 
-    def close(self) -> None:
-        """End all members."""
+    def stop(self) -> None:
+        """End all as a crash would."""
         for member in self.members:
             member.kill()
 
@@ -121,12 +121,12 @@ class EtcdGroup:
         try:
             self.start()
         except BaseException:
-            self.close()
+            self.stop()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        self.stop()
 
 
 def _serves(member: EtcdMember) -> bool:
