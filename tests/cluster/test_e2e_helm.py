@@ -19,7 +19,6 @@ from devcluster.webhook import WebhookProcess
 from tests.cluster.charts import CHART, RELEASE, helm, settings, webhook_of
 from tests.cluster.e2e import Namespace, Object, eventually, opted_in, pod, sidecars
 from tests.cluster.gating import GATE, gates, serving
-from tests.cluster.test_helm import SELF_MANAGED_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +31,7 @@ pytestmark = pytest.mark.cluster
 
 HOME = "default"
 """The namespace that a webhook takes for its own where it does not run in a pod."""
+SELF_MANAGED_FLAGS = {"--certificate-secret", "--service-name", "--webhook-configuration"}
 CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{RELEASE}"
 FLEETING = {"events", "events.events.k8s.io", "componentstatuses", "endpointslices.discovery.k8s.io"}
 

@@ -77,14 +77,6 @@ def help_text() -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
-SELF_MANAGED_FLAGS = {"--certificate-secret", "--service-name", "--webhook-configuration"}
-
-
-def self_managed() -> bool:
-    """Say whether the webhook can manage its certificate itself; once it can, nothing is left out below."""
-    return "--certificate-secret" in help_text()
-
-
 def test_lint_finds_nothing() -> None:
     done = helm("lint", "--strict", str(CHART), *settings(ALL_MONITORING))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -97,7 +89,6 @@ def test_what_is_rendered_is_whole(name: str) -> None:
     identities = [(each["kind"], each["metadata"]["name"]) for each in found]
     assert len(set(identities)) == len(identities)
     container = webhook_of(found)
-    given = [arg for arg in container["args"] if self_managed() or arg.partition("=")[0] not in SELF_MANAGED_FLAGS]
     env = {each["name"]: each.get("value", "") for each in container.get("env", ())}
     for variable in env:
         assert variable in re.sub(r"\s+", "", help_text()) or variable in {
@@ -106,7 +97,7 @@ def test_what_is_rendered_is_whole(name: str) -> None:
             "STORE_SIDECAR_PASSWORD",
         }
     # In this order the values are checked before help is given.
-    argv = [sys.executable, "-m", "at_least_semaphore_pod_hook", *given, "--help"]
+    argv = [sys.executable, "-m", "at_least_semaphore_pod_hook", *container["args"], "--help"]
     accepted = {name: value.replace("$(", "").replace(")", "") for name, value in env.items() if value}
     done = subprocess.run(argv, env=accepted, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -96,7 +96,8 @@ def test_metrics_of_alerts_and_dashboard_exist_with_their_labels(expression: str
     assert named
     for name, selectors in named:
         assert name in known
-        assert set(re.findall(r"(\w+) *(?:=~|!=|=)", selectors)) <= known[name], name
+        matchers = [re.fullmatch(r'(\w+)(?:=~|!~|!=|=)"[^"]*"', each) for each in selectors.split(",") if each]
+        assert {matcher and matcher[1] for matcher in matchers} <= known[name], name
     for grouped in re.findall(r"by \(([^)]*)\)", expression):
         assert {label.strip() for label in grouped.split(",")} - {"instance"} <= set().union(
             *(known[name] for name, _ in named)
