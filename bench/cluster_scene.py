@@ -16,7 +16,7 @@ from typing import Literal
 from admissions import PYTHON
 from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey, SemaphoreState
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import RedisStore, open_redis_store
 from cluster_client import Client, opted_in, pod
 from cluster_watch import Watcher
 from devcluster.controlplane import ControlPlane
@@ -56,7 +56,7 @@ class Ledger:
 
     async def _state(self, key: SemaphoreKey) -> SemaphoreState:
         if self._redis is None:
-            self._redis = RedisStore(Address("127.0.0.1", self._store.port))
+            self._redis = open_redis_store(Address("127.0.0.1", self._store.port))
         return await self._redis.state(key)
 
     def held(self, namespace: str, key: str) -> set[str]:

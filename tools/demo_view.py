@@ -12,7 +12,7 @@ from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.admission.annotations import ARRIVED, GATE, annotation_prefix
 from at_least_semaphore_pod_hook.admission.inject import UID_PERMIT
 from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreKey, SemaphoreState
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import open_redis_store
 from devcluster.console import Console
 from devcluster.errors import DevClusterError
 from devcluster.local import LocalCluster
@@ -53,7 +53,7 @@ class View:
         """Return a semaphore as the store has it."""
 
         async def read() -> SemaphoreState:
-            store = RedisStore(Address("127.0.0.1", self._cluster.store.port))
+            store = open_redis_store(Address("127.0.0.1", self._cluster.store.port))
             try:
                 return await store.state(SemaphoreKey(self.namespace, key))
             finally:

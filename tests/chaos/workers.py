@@ -25,7 +25,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreKey,
 )
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import open_redis_store
 from tests.chaos.checker import Final
 from tests.chaos.history import Operation, Recorder
 from tests.chaos.recorded import Faults, RecordedStore
@@ -111,7 +111,7 @@ def surveying_service(store: Store, lock: Lock, survey: Survey) -> SemaphoreServ
 
 
 def _redis_store(address: Address, _number: int) -> Store:
-    return RedisStore(address)
+    return open_redis_store(address)
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Load:
         return self.recorder.operations(), await self._final()
 
     async def _final(self) -> list[Final]:
-        store = RedisStore(self.address)
+        store = open_redis_store(self.address)
         try:
             states = [(key, await store.state(key)) for key in self.keys]
         finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from at_least_semaphore_pod_hook.addresses import Address, parse_store_url
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.stores.opening import open_store
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import open_redis_store
 from devcluster.topologies import RedisCluster, SentinelGroup
 from devcluster.topologies import client as connected
 from tests.sidecar_harness import Server, until
@@ -41,7 +41,7 @@ def let_in(client: Any, *rights: str) -> None:
 
 async def test_every_operation_of_the_store(server: Server) -> None:
     let_in(server.client)
-    store = RedisStore(Address("127.0.0.1", server.port, username="semaphores", password=PASSWORD))
+    store = open_redis_store(Address("127.0.0.1", server.port, username="semaphores", password=PASSWORD))
     changes = store.changes()
     try:
         step = await store.begin(KEY, Fence("redlock", 0))

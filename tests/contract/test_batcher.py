@@ -12,7 +12,7 @@ import pytest
 from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import RedisStore, open_redis_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ def wish(number: int) -> AcquireRequest:
 
 @pytest.fixture
 async def store(server: Server) -> AsyncIterator[RedisStore]:
-    store = RedisStore(Address("127.0.0.1", server.port), timeout=1)
+    store = open_redis_store(Address("127.0.0.1", server.port), timeout=1)
     step = await store.begin(KEY, Fence("redlock", 0))
     await store.set_length(KEY, 1000, step.fence)
     yield store
@@ -91,7 +91,7 @@ async def test_a_server_error_is_that_calls_alone(
     new_server: Callable[..., Server],
 ) -> None:
     server = new_server("--maxmemory", "1", "--maxmemory-policy", "noeviction")
-    store = RedisStore(Address("127.0.0.1", server.port), timeout=1)
+    store = open_redis_store(Address("127.0.0.1", server.port), timeout=1)
     with pytest.raises(StoreUnavailableError, match=r"did not begin: .*maxmemory"):
         await store.begin(KEY, Fence("redlock", 0))
     assert (await store.state(KEY)).length == 0

@@ -16,7 +16,7 @@ import uvloop
 from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.locks.redlock import Redlock
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Fence, Outcome, SemaphoreKey
-from at_least_semaphore_pod_hook.stores.redis.store import RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import open_redis_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -74,7 +74,7 @@ def test_a_store_whose_idle_connections_were_reset_answers_at_once(server: Serve
     async def main() -> None:
         relay = _Relay(server.port)
         async with relay.serving() as address:
-            store = RedisStore(address)
+            store = open_redis_store(address)
             step = await store.begin(KEY, Fence("redlock", 0))
             await store.set_length(KEY, 10, step.fence)
             async with asyncio.timeout(AT_ONCE):

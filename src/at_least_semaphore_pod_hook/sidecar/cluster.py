@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
-from at_least_semaphore_pod_hook.sidecar.redis import RedisStore, RefusedError, Server
+from at_least_semaphore_pod_hook.sidecar.redis import Moving, RedisStore, RefusedError, Server
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ ELSEWHERE = frozenset({"READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN"})
 """What a node answers that has not, or not yet, taken its place in the cluster."""
 
 
-class Home:
+class Home(Moving):
     """Runs scripts at the node that has their keys, which all belong to one slot.
 
     It is found by asking any node. Nodes that were once told of are remembered beside those of the URL: they may be
@@ -28,16 +28,9 @@ class Home:
     """
 
     def __init__(self, url: StoreUrl, signals: Signals) -> None:
-        self._signals = signals
+        super().__init__(signals)
         self._places: list[Address] = list(url.addresses)
         self._kept = len(self._places)
-        self._server: Server | None = None
-        self._unanswered = 0
-
-    @property
-    def unanswered(self) -> int:
-        """How many calls were sent and got no reply."""
-        return self._unanswered + (self._server.unanswered if self._server else 0)
 
     def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
         """Run a script that returns a number; see `Server.call`."""
@@ -60,20 +53,6 @@ class Home:
                 if left == 1 or time.monotonic() >= deadline:
                     raise
         raise StoreUnavailableError("no node of the cluster is known")
-
-    def idle(self, until: float) -> None:
-        """Let time pass; raises StopRequested."""
-        if self._server is None:
-            self._signals.wait(until)
-        else:
-            self._server.idle(until)
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        if self._server is not None:
-            self._unanswered += self._server.unanswered
-            self._server.close()
-            self._server = None
 
     def _follow(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
         asked: Server | None = None

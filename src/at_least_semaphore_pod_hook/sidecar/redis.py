@@ -175,6 +175,34 @@ class Server:
             raise MalformedReplyError(f"the reply to {command[0]} is not OK")
 
 
+class Moving:
+    """What runs scripts at one server, which can be another one at the next call."""
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+        self._server: Server | None = None
+        self._unanswered = 0
+
+    @property
+    def unanswered(self) -> int:
+        """How many calls were sent and got no reply."""
+        return self._unanswered + (self._server.unanswered if self._server else 0)
+
+    def idle(self, until: float) -> None:
+        """Let time pass; raises StopRequested."""
+        if self._server is None:
+            self._signals.wait(until)
+        else:
+            self._server.idle(until)
+
+    def close(self) -> None:
+        """Let go of the connection, and of where the server was."""
+        if self._server is not None:
+            self._unanswered += self._server.unanswered
+            self._server.close()
+            self._server = None
+
+
 class RedisStore:
     """The permits of one semaphore in Redis or Valkey, as a sidecar sees them."""
 

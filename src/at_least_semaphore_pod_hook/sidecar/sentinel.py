@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
-from at_least_semaphore_pod_hook.sidecar.redis import RedisStore, RefusedError, Server
+from at_least_semaphore_pod_hook.sidecar.redis import Moving, RedisStore, RefusedError, Server
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 
 TYPE_CHECKING = False
@@ -20,21 +20,14 @@ LOOK_SECONDS = 5.0
 """How old word of who the primary is may be at a call: one that was replaced may believe in itself for long."""
 
 
-class Primary:
+class Primary(Moving):
     """Runs scripts at the primary. Where it refuses or is lost, the Sentinels are asked again, once a call."""
 
     def __init__(self, url: StoreUrl, signals: Signals) -> None:
+        super().__init__(signals)
         self._url = url
-        self._signals = signals
         self._sentinels = list(url.addresses)
-        self._server: Server | None = None
         self._looked = 0.0
-        self._unanswered = 0
-
-    @property
-    def unanswered(self) -> int:
-        """How many calls were sent and got no reply."""
-        return self._unanswered + (self._server.unanswered if self._server else 0)
 
     def call(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
         """Run a script that returns a number; see `Server.call`."""
@@ -51,20 +44,6 @@ class Primary:
             if not known or time.monotonic() >= deadline:
                 raise
         return self._run(script, keys, arguments, deadline)
-
-    def idle(self, until: float) -> None:
-        """Let time pass; raises StopRequested."""
-        if self._server is None:
-            self._signals.wait(until)
-        else:
-            self._server.idle(until)
-
-    def close(self) -> None:
-        """Let go of the connection, and of who the primary was."""
-        if self._server is not None:
-            self._unanswered += self._server.unanswered
-            self._server.close()
-            self._server = None
 
     def _run(self, script: Script, keys: tuple[str, ...], arguments: tuple[str, ...], deadline: float) -> int:
         if self._server is None:

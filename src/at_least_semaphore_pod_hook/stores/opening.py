@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def _redis(url: StoreUrl) -> Store:
-    from at_least_semaphore_pod_hook.stores.redis.store import RedisStore  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.stores.redis.store import open_redis_store  # noqa: PLC0415
 
-    return RedisStore(url.server, wait_replicas=url.wait_replicas)
+    return open_redis_store(url.server, wait_replicas=url.wait_replicas)
 
 
 def _sentinel(url: StoreUrl) -> Store:
@@ -24,7 +24,7 @@ def _sentinel(url: StoreUrl) -> Store:
     from at_least_semaphore_pod_hook.stores.redis.sentinel import Sentinels  # noqa: PLC0415
     from at_least_semaphore_pod_hook.stores.redis.store import TIMEOUT_SECONDS, RedisStore  # noqa: PLC0415
 
-    return RedisStore.through(Router(Sentinels(url), url, TIMEOUT_SECONDS))
+    return RedisStore(Router(Sentinels(url), url, TIMEOUT_SECONDS))
 
 
 def _cluster(url: StoreUrl) -> Store:
@@ -32,7 +32,7 @@ def _cluster(url: StoreUrl) -> Store:
     from at_least_semaphore_pod_hook.stores.redis.router import Router  # noqa: PLC0415
     from at_least_semaphore_pod_hook.stores.redis.store import TIMEOUT_SECONDS, RedisStore  # noqa: PLC0415
 
-    return RedisStore.through(Router(Nodes(url), url, TIMEOUT_SECONDS))
+    return RedisStore(Router(Nodes(url), url, TIMEOUT_SECONDS))
 
 
 def _etcd(url: StoreUrl) -> Store:

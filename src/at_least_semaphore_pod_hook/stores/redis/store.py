@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import aclosing
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -90,25 +90,27 @@ def _holder(permit: str, stored: bytes, lease_ms: int, now: int) -> Holder:
     )
 
 
+def open_redis_store(address: Address, *, timeout: float = TIMEOUT_SECONDS, wait_replicas: int = 0) -> RedisStore:
+    """Open the store that is one server.
+
+    Args:
+        address: The server.
+        timeout: Seconds after which a connection or an answer is given up.
+        wait_replicas: How many replicas must have a grant before it counts.
+    """
+    advise = Advisor(str(address), wait_replicas=wait_replicas)
+    return RedisStore(Server(address, timeout, wait_replicas=wait_replicas, learned=advise))
+
+
 class RedisStore:
     """The `Store` contract over Redis or Valkey.
 
     Args:
-        address: The server, where it is one; `through` is for the others.
-        timeout: Seconds after which a connection or an answer is given up.
-        wait_replicas: How many replicas must have a grant before it counts.
+        caller: What calls the scripts, where the semaphore is.
     """
 
-    def __init__(self, address: Address, *, timeout: float = TIMEOUT_SECONDS, wait_replicas: int = 0) -> None:
-        advise = Advisor(str(address), wait_replicas=wait_replicas)
-        self._caller: Caller = Server(address, timeout, wait_replicas=wait_replicas, learned=advise)
-
-    @classmethod
-    def through(cls, caller: Caller) -> Self:
-        """Make a store of whatever calls the scripts."""
-        store = cls.__new__(cls)
-        store._caller = caller  # noqa: SLF001 - a second constructor
-        return store
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
         """See `Store.acquire`."""
