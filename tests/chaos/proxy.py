@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol, Self, TypeVar
 
-import uvloop
-
 Result = TypeVar("Result")
 _CHUNK = 65_536
 _WAIT_SECONDS = 30.0
@@ -24,7 +22,9 @@ class Loop:
     """An event loop in a thread of its own; a context manager."""
 
     def __init__(self) -> None:
-        self._loop = uvloop.new_event_loop()
+        # Not uvloop: where a TLS handshake ends as its peer is killed, aiohttp closes the socket, and uvloop its number
+        # once more, which may be another file's by then.
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="chaos-loop", daemon=True)
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
