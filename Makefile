@@ -45,9 +45,9 @@ properties: install ## Compare every store with its specification over a million
 	$(BIN)/pytest -q tests/contract/test_stateful.py
 
 .PHONY: chaos
-chaos: install ## Run seeded faults against real processes and check what they recorded: RUNS=40 SEED=1
+chaos: install ## Run seeded faults against real processes and check what they recorded: RUNS=40 SEED=1, or POINTS=10
 	@tools/test-programs
-	@$(BIN)/python -m tests.chaos --runs $(or $(RUNS),40) --seed $(or $(SEED),1)
+	@$(BIN)/python -m tests.chaos --runs $(or $(RUNS),40) --points $(or $(POINTS),0) --seed $(or $(SEED),1)
 
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)

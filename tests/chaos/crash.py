@@ -58,6 +58,8 @@ SIDECAR_POINTS = [
     *_names("sidecar", "holding", HOLDING_CALLS),
 ]
 
+POINTS = [*WEBHOOK_POINTS, *SIDECAR_POINTS]
+
 _file = os.environ.get(VARIABLE, "")
 _hits: Counter[str] = Counter()
 

@@ -25,7 +25,10 @@ _LOOKS = 4
 
 
 class Kind(NamedTuple):
-    """A semaphore whose pods come and go. `wanted` is how many pods are kept, those included that wait."""
+    """A semaphore whose pods come and go. `wanted` is how many pods are kept, those included that wait.
+
+    Where `owner` names a ReplicaSet, the pods are its own.
+    """
 
     key: str
     length: int
@@ -33,6 +36,7 @@ class Kind(NamedTuple):
     wanted: int
     expiration: int
     release_on: str = ""
+    owner: str = ""
 
 
 class Api:
@@ -179,7 +183,7 @@ class Load:
         if draw < 0.25:
             annotations[RUN_SECONDS] = f"{0.5 + 6 * draw:.2f}"
         policy = "Never" if draw < 0.25 else "Always"
-        body = _pod(name or f"{kind.key}-{next(self._numbers)}", annotations, policy)
+        body = _pod(name or f"{kind.key}-{next(self._numbers)}", annotations, policy, kind.owner)
         created = await self._api.call(self._http, "POST", body=body)
         self.answers["refused" if created is None else "created"] += 1
 
@@ -219,11 +223,12 @@ class Load:
             return None
 
 
-def _pod(name: str, annotations: dict[str, str], policy: str) -> Object:
+def _pod(name: str, annotations: dict[str, str], policy: str, owner: str = "") -> Object:
+    reference = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": owner, "uid": owner, "controller": True}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "annotations": annotations},
+        "metadata": {"name": name, "annotations": annotations} | ({"ownerReferences": [reference]} if owner else {}),
         "spec": {
             "containers": [{"name": "main", "image": "none"}],
             "restartPolicy": policy,

@@ -20,7 +20,8 @@ REACH_SECONDS = 1.2
 """How long it is waited for that somebody comes to a point."""
 
 
-def _some_sidecars(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, str]]:
+def some_sidecars(scene: Scene, rng: random.Random, most: int) -> list[tuple[str, str]]:
+    """Draw pods, by namespace and name, whose sidecars run."""
     running = [key for key, run in scene.runner._latest.items() if run.sidecar_pid is not None]
     return rng.sample(running, min(len(running), rng.randint(1, most)))
 
@@ -51,7 +52,7 @@ class SidecarsKilled(Fault):
     silences = ("sidecar",)
 
     def inject(self, scene: Scene) -> None:
-        for where in _some_sidecars(scene, self.rng, 6):
+        for where in some_sidecars(scene, self.rng, 6):
             with contextlib.suppress(DevClusterError):  # it has ended by itself
                 scene.runner.kill_sidecar(*where)
 
@@ -64,7 +65,7 @@ class SidecarsStopped(Fault):
     seconds = (3.5, 4.5)
 
     def inject(self, scene: Scene) -> None:
-        self._stopped = _some_sidecars(scene, self.rng, 6)
+        self._stopped = some_sidecars(scene, self.rng, 6)
         self._signal(scene, signal.SIGSTOP)
 
     def heal(self, scene: Scene) -> None:

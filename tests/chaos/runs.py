@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from devcluster.polling import until
 from tests.chaos import checking, history
@@ -20,6 +24,7 @@ from tests.chaos.process_faults import WebhookCrashed
 from tests.chaos.scene import Needs, Scene
 from tests.cluster.gating import GATE, gates
 
+ROOM_BYTES = 2**30
 ENOUGH_PER_SECOND = 100
 """A run with fewer recorded operations a second before its fault says nothing."""
 _WARM_SECONDS = 1.2
@@ -41,6 +46,9 @@ class Report:
     over_admissions: int = 0
     permits_lost: int = 0
     crash_points: list[str] = field(default_factory=list)
+    """One for each kill."""
+    operations_at: dict[str, int] = field(default_factory=dict)
+    """How many began while somebody was to be killed at a point."""
     violations: list[str] = field(default_factory=list)
     converged_seconds: float = 0.0
     seconds: float = 0.0
@@ -63,6 +71,26 @@ class Report:
         )
 
 
+class Script(NamedTuple):
+    """What a run is made of.
+
+    Attributes:
+        seed: Its name.
+        rng: Draws what is left to draw.
+        faults: What befalls it.
+        kinds: The semaphores that pods come and go in.
+        needs: What the scene is, before the faults have asked for theirs.
+        real: Whether the API server is a real one.
+    """
+
+    seed: int
+    rng: random.Random
+    faults: Sequence[Fault]
+    kinds: Sequence[Kind]
+    needs: Needs
+    real: bool = False
+
+
 def semaphores(rng: random.Random) -> list[Kind]:
     """Draw the semaphores of a run: some deny, some let pods wait."""
     expiration = rng.choice([3, 3, 4])
@@ -76,16 +104,20 @@ def semaphores(rng: random.Random) -> list[Kind]:
 
 def run(seed: int, directory: Path, ground: Ground) -> Report:
     """Run a seed; its logs and data go to `directory`."""
-    began = time.monotonic()
     rng = random.Random(seed)
     on = where(seed)
-    real = on.real
     faults = plan(rng, on)
-    report = Report(seed, [fault.name for fault in faults], verdict(faults), real=real, topology=on.topology)
     needs = Needs(topology=on.topology, native=rng.random() < 0.7)
+    return perform(Script(seed, rng, faults, semaphores(rng), needs, on.real), directory, ground)
+
+
+def perform(script: Script, directory: Path, ground: Ground) -> Report:
+    """Do what a script says; its logs and data go to `directory`."""
+    began = time.monotonic()
+    seed, rng, faults, kinds, needs, real = script
+    report = Report(seed, [fault.name for fault in faults], verdict(faults), real=real, topology=needs.topology)
     for fault in faults:
         needs = fault.needs(needs)
-    kinds = semaphores(rng)
     loop = ground.loop
 
     def cluster() -> Cluster:
@@ -117,7 +149,38 @@ def run(seed: int, directory: Path, ground: Ground) -> Report:
     return report
 
 
-def _trouble(scene: Scene, load: Load, faults: list[Fault], report: Report) -> checking.Span:
+def run_kept(name: str, kept: Path, work: Callable[[Path], Report]) -> Report:
+    """Run in a directory of its own; what it leaves is kept as `name` below `kept` where it fails."""
+    place = Path(tempfile.mkdtemp(prefix=f"chaos-{name}-", dir=in_memory()))
+    try:
+        report = work(place)
+    except BaseException:
+        _keep(place, kept / name)
+        raise
+    if report.violations:
+        _keep(place, kept / name)
+    else:
+        shutil.rmtree(place)
+    return report
+
+
+def in_memory() -> str | None:
+    """Name a directory in memory, where there is one with room; None for the usual one.
+
+    What a power cut takes along is cut off by hand, so that waiting for a disk would only lower the load.
+    """
+    place = Path("/dev/shm")
+    enough = place.is_dir() and shutil.disk_usage(place).free > ROOM_BYTES
+    return str(place) if enough else None
+
+
+def _keep(place: Path, kept: Path) -> None:
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(place, kept)
+
+
+def _trouble(scene: Scene, load: Load, faults: Sequence[Fault], report: Report) -> checking.Span:
     """Bring faults about under load, and end them; returns when."""
     until(lambda: load.answers["created"] >= 12, "pods are created")
     for _ in range(_WARM_TRIES):
@@ -182,7 +245,7 @@ def _disagreements(scene: Scene, load: Load, lengths: dict[str, int], report: Re
     return found
 
 
-def _not_rebuilt(scene: Scene, load: Load, lengths: dict[str, int], faults: list[Fault]) -> list[str]:
+def _not_rebuilt(scene: Scene, load: Load, lengths: dict[str, int], faults: Sequence[Fault]) -> list[str]:
     """Return of which semaphores more was lost than what nobody could put back."""
     unseen = checking.in_flight(scene.operations(), faults)
     if unseen is None:

@@ -7,9 +7,8 @@ import random
 import sys
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -44,6 +43,7 @@ class Needs(NamedTuple):
         clocks: Whose clocks can be set: "webhook", "store".
         crashing: Who is started so that it can be killed at a point: "webhook", "sidecar".
         native: Whether sidecars are native ones.
+        replicas: How many webhooks there are.
     """
 
     topology: str = "single"
@@ -54,6 +54,7 @@ class Needs(NamedTuple):
     clocks: Collection[str] = ()
     crashing: Collection[str] = ()
     native: bool = True
+    replicas: int = 2
 
 
 class Clock:
@@ -89,6 +90,14 @@ class Replica:
         self.locks = locks
         self.api = api
         self.clock = clock
+
+    def start(self) -> None:
+        """Start it, anew where it runs already and is not ready; return once it is."""
+        start_again(self._begin)
+
+    def _begin(self) -> None:
+        self.process.process.kill()
+        self.process.start()
 
     def leads(self) -> bool:
         """Say whether its controller is the one that works."""
@@ -148,14 +157,18 @@ class Scene:
         self._stack.callback(self.cluster.close)
         self._stack.callback(self._close_links)
         self.sidecars = self._store_links("")
-        for number in (1, 2):
+        for number in range(1, self.needs.replicas + 1):
             self.replicas.append(self._replica(number))
         self._stack.callback(lambda: self.all(*(replica.process.process.kill for replica in self.replicas)))
-        self.all(*(replica.process.start for replica in self.replicas))
+        self.all(*(replica.start for replica in self.replicas))
         self.cluster.register([replica.process for replica in self.replicas])
         self.runner = self._runner()
         self._stack.enter_context(self.runner)
         until(self.leader, "a controller leads")
+
+    def start(self, call: Callable[[], None]) -> Future[None]:
+        """Make a call in the background."""
+        return self._pool.submit(call)
 
     def all(self, *calls: Callable[[], object]) -> None:
         """Make calls at the same time, and wait for all of them."""
@@ -252,8 +265,7 @@ class Scene:
 
     def revive(self) -> None:
         """Start the webhooks again that have ended."""
-        ended = [replica.process for replica in self.replicas if not replica.process.process.alive]
-        self.all(*(partial(start_again, process.start) for process in ended))
+        self.all(*(replica.start for replica in self.replicas if not replica.process.process.alive))
 
     def sleep(self, seconds: float) -> None:
         """Let time pass; the store notes how much it has synced meanwhile."""

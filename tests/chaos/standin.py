@@ -138,9 +138,13 @@ class StandIn:
                 return NODE_READY | {"metadata": {"name": name}}
             case method, ["apis", "coordination.k8s.io", "v1", "namespaces", namespace, "leases", *name]:
                 return self._lease(method, namespace, name, body)
+            case "PATCH", ["apis", "apps", "v1", "namespaces", namespace, "replicasets", name]:
+                answer = {"kind": "ReplicaSet", "metadata": {"namespace": namespace, "name": name, "uid": name}}
             case "POST", ["apis", "events.k8s.io", *_]:
-                return {"kind": "Event", "metadata": body["metadata"]}
-        raise Refused(404, message=f"no such path: {request.path}")
+                answer = {"kind": "Event", "metadata": body["metadata"]}
+            case _:
+                raise Refused(404, message=f"no such path: {request.path}")
+        return answer
 
     def _found(self, namespace: str, name: str) -> Object:
         pod = self.objects.pods.get((namespace, name))

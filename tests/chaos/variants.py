@@ -16,8 +16,7 @@ from at_least_semaphore_pod_hook.semaphore.contracts import Store
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import Admitted, SemaphoreService
 from at_least_semaphore_pod_hook.stores.redis.batcher import Script
-from at_least_semaphore_pod_hook.stores.redis.server import Server
-from at_least_semaphore_pod_hook.stores.redis.store import TIMEOUT_SECONDS, RedisStore
+from at_least_semaphore_pod_hook.stores.redis.store import RedisStore, open_redis_store
 from tests.chaos.workers import Fault, Load, MakeService, Profile, surveying_service
 
 CLIENT = "CLIENT"
@@ -55,7 +54,7 @@ class VariedStore(RedisStore):
     """
 
     def __init__(self, address: Address, number: int, substitutions: Sequence[Substitution]) -> None:
-        super().__init__(Server(address, TIMEOUT_SECONDS))
+        super().__init__(open_redis_store(address)._caller)
         shipped = self._caller.call
 
         async def call(script: Script, *arguments: Any) -> Any:
