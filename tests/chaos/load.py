@@ -20,6 +20,10 @@ from tests.cluster.e2e import PREFIX, RUN_SECONDS, SIDECAR, opted_in, sidecars
 from tests.cluster.gating import GATE, RELEASE_ON, UID_PERMIT, WHEN_FULL, gates
 
 DIRECT_EXPIRATION = 2
+_DIRECT_A_SECOND = 180
+"""How many admissions are asked for out of the blue, where they are answered fast enough."""
+_ASKERS = 8
+"""How many of these may be under way at a time: where all are slow, there are fewer a second."""
 _SNAPSHOT_SECONDS = 0.25
 _LOOKS = 4
 
@@ -102,6 +106,7 @@ class Load:
         self._numbers = itertools.count(1)
         self._tasks: list[asyncio.Task[None]] = []
         self._seen: list[Object] = []
+        self._due = 0.0
         self._live: dict[str, deque[set[str]]] = {}
         self.over: dict[str, int] = {}
         """By key, how many pods more than there are permits were let in at the same time."""
@@ -111,7 +116,7 @@ class Load:
         """Begin."""
         self._http = aiohttp.ClientSession(connector=Connector(limit=64))
         works: list[Coroutine[Any, Any, None]] = [self._look(), *(self._churn(kind) for kind in self._kinds)]
-        works += [self._ask_directly() for _ in range(4)]
+        works += [self._ask_directly() for _ in range(_ASKERS)]
         self._tasks = [asyncio.create_task(work) for work in works]
 
     async def stop(self) -> None:
@@ -212,7 +217,14 @@ class Load:
             elif 0.3 < draw < 0.4 and first and "patch" in first:  # a reinvocation, with the sidecar in the pod
                 again = patched(made, json.loads(base64.b64decode(first["patch"])))
                 await self._ask(review(self._namespace, again))
-            await asyncio.sleep(0.02 + self._rng.random() * 0.06)
+            await self._turn()
+
+    async def _turn(self) -> None:
+        """Wait until the next admission is due; what could not be asked in time is not made up for."""
+        now = asyncio.get_running_loop().time()
+        due = max(now, self._due)
+        self._due = due + 2 * self._rng.random() / _DIRECT_A_SECOND
+        await asyncio.sleep(due - now)
 
     async def _ask(self, request: Object) -> Object | None:
         self.answers["direct"] += 1
