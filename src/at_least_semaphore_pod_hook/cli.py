@@ -19,9 +19,35 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 RELEASE_ON = ("sigterm", "exit")
 WHEN_FULL = ("deny", "gate")
+CONSOLE = {
+    "status": "show semaphores, who holds their permits, and who waits",
+    "release": "give a permit back by hand",
+}
+"""What people run by hand."""
+
+
+def _store_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add(
+        parser,
+        "--queue-redis-address",
+        default="127.0.0.1:6379",
+        type=flags.queue_redis_address,
+        metavar="ADDRESS",
+        text="the Redis that semaphores live in, host:port or redis[s]://user:password@host:port/db",
+    )
+    flags.add(
+        parser,
+        "--queue-url",
+        default="",
+        type=flags.queue_url,
+        metavar="URL",
+        text="the store that semaphores live in, in place of that Redis: redis[s]://, redis[s]+sentinel://, "
+        "redis[s]+cluster://, unix://, etcd[s]:// or memory://",
+    )
 
 
 def _common_flags(parser: argparse.ArgumentParser) -> None:
+    _store_flags(parser)
     flags.add(
         parser,
         "--lock-mode",
@@ -47,23 +73,6 @@ def _common_flags(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS,…",
         text="the members of the etcd cluster, each host:port or http[s]://user:password@host:port",
     )
-    flags.add(
-        parser,
-        "--queue-redis-address",
-        default="127.0.0.1:6379",
-        type=flags.queue_redis_address,
-        metavar="ADDRESS",
-        text="the Redis that semaphores live in, host:port or redis[s]://user:password@host:port/db",
-    )
-    flags.add(
-        parser,
-        "--queue-url",
-        default="",
-        type=flags.queue_url,
-        metavar="URL",
-        text="the store that semaphores live in, in place of that Redis: redis[s]://, redis[s]+sentinel://, "
-        "redis[s]+cluster://, unix://, etcd[s]:// or memory://",
-    )
     flags.add(parser, "--log-level", default="info", choices=LOG_LEVELS, text="the least severe lines that are logged")
     flags.add(parser, "--log-format", default="json", choices=("json", "text"), text="how lines are logged")
 
@@ -77,10 +86,18 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{webhook,sidecar}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{webhook,sidecar,status,release}")
     common: dict[str, Any] = {"formatter_class": flags.Formatter, "allow_abbrev": False}
     webhook = commands.add_parser("webhook", help="answer the API server's admission requests", **common)
     sidecar = commands.add_parser("sidecar", help="renew a pod's permit and give it back at its end", **common)
+    # Nobody asks a sidecar what else there is.
+    for name, text in CONSOLE.items() if command != "sidecar" else ():
+        by_hand = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", **common)
+        if command == name:
+            from at_least_semaphore_pod_hook import commands as console  # noqa: PLC0415
+
+            _store_flags(by_hand)
+            console.add_flags(by_hand, name)
     if command == "webhook":
         _common_flags(webhook)
         _webhook_flags(webhook)
@@ -260,6 +277,10 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _command(arguments: Sequence[str]) -> str | None:
+    return next((argument for argument in arguments if not argument.startswith("-")), None)
+
+
 def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
     """Read the command line and its environment variables.
 
@@ -267,8 +288,7 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
         SystemExit: With 2 and one line on standard error where something is not accepted; with 0 after --help or
             --version.
     """
-    command = next((argument for argument in arguments if not argument.startswith("-")), None)
-    given = vars(_parser(command).parse_args(arguments))
+    given = vars(_parser(_command(arguments)).parse_args(arguments))
     queue, queue_text = given["queue_url"] or given["queue_redis_address"]
     common = settings.Common(
         lock_mode=given["lock_mode"],
@@ -314,7 +334,10 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if _command(arguments) in CONSOLE:
+        return _by_hand(arguments)
+    parsed = parse(arguments)
     if isinstance(parsed, settings.Sidecar):
         from at_least_semaphore_pod_hook import sidecar  # noqa: PLC0415
 
@@ -322,3 +345,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from at_least_semaphore_pod_hook.server import run  # noqa: PLC0415
 
     return run.main(parsed)
+
+
+def _by_hand(arguments: Sequence[str]) -> int:
+    from at_least_semaphore_pod_hook import commands  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.console import beside  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.errors import InvalidInputError  # noqa: PLC0415
+
+    given = vars(_parser(_command(arguments)).parse_args(arguments))
+    webhook = None
+    if given["like_webhook"]:
+        try:
+            webhook = parse(["webhook", *beside.webhook_arguments(given["like_webhook"])])
+        except InvalidInputError as error:
+            _parser(None).error(str(error))
+    return commands.run(commands.read(given, webhook if isinstance(webhook, settings.Webhook) else None))

@@ -6,17 +6,20 @@ import ast
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from at_least_semaphore_pod_hook import cli, flags
+from at_least_semaphore_pod_hook import cli, flags, kubectl_plugin
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.server import (  # each adds to the registry
     certificate_metrics,  # noqa: F401
     metrics,
     semaphore_metrics,  # noqa: F401
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
@@ -171,3 +174,21 @@ def test_every_message_in_troubleshooting_is_in_the_source() -> None:
 def test_lines_are_wrapped(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
+
+
+def long_flags(help_text: str) -> set[str]:
+    return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_text, re.MULTILINE)) - {"--help"}
+
+
+@pytest.mark.parametrize(
+    ("offered", "heading"),
+    [
+        (lambda: subcommand_help("status") + subcommand_help("release"), "| Flag | Of | Meaning |"),
+        (kubectl_plugin._parser().format_help, "| Flag of the plugin | Meaning |"),
+    ],
+)
+def test_the_flags_of_what_is_run_by_hand_are_in_operations(offered: Callable[[], str], heading: str) -> None:
+    _, _, rest = (ROOT / "docs/operations.md").read_text().partition(f"{heading}\n")
+    rows = rest.partition("\n\n")[0].splitlines()[1:]
+    documented = {name for row in rows for name in CODE.findall(cells(row)[0]) if name.startswith("--")}
+    assert documented == long_flags(offered())

@@ -11,7 +11,6 @@ from at_least_semaphore_pod_hook.controller.decide import LOST_MS, Observed, dec
 from at_least_semaphore_pod_hook.controller.meter import Figures
 from at_least_semaphore_pod_hook.controller.reflector import Change, ChangeKind
 from at_least_semaphore_pod_hook.errors import UnavailableError
-from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.controller.pods import PodView
     from at_least_semaphore_pod_hook.controller.reports import Reports
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
-    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreState
+    from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey, SemaphoreState
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +49,9 @@ class Watched:
     def take(self, change: Change) -> SemaphoreKey | None:
         """Take a change in; returns the semaphore that it is about."""
         pod = change.pod
-        namespace, _, key = pod.sidecar.semaphore.partition("/") if pod.sidecar else ("", "", "")
-        # A pod's arguments are its own to write: they reach no other namespace's semaphore.
-        if namespace != pod.namespace or not key or not pod.permit:
+        semaphore = pod.semaphore
+        if semaphore is None:
             return None
-        semaphore = SemaphoreKey(namespace, key)
         if change.kind is not ChangeKind.DELETED:
             # What a watch that is behind still tells of a pod whose end is known is old.
             if (known := self.gone.get(pod.permit)) and known.uid == pod.uid:

@@ -141,8 +141,10 @@ class Kube:
         """Close the connection."""
         await self._connection.close()
 
-    async def list_pods(self, label_selector: str, field_selector: str = "") -> tuple[list[PodView], str]:
-        """List the pods of all namespaces that have these labels and fields, page by page.
+    async def list_pods(
+        self, label_selector: str, field_selector: str = "", namespace: str = ""
+    ) -> tuple[list[PodView], str]:
+        """List the pods that have these labels and fields, page by page: those of a namespace, or of all.
 
         Returns:
             The pods, and the version to watch on from.
@@ -154,8 +156,9 @@ class Kube:
         params = {"labelSelector": label_selector, "limit": str(PAGE)}
         if field_selector:
             params["fieldSelector"] = field_selector
+        path = path_of("api", "v1", "namespaces", namespace, "pods") if namespace else PODS
         while True:
-            answer = await self._connection.request("GET", PODS, params=params)
+            answer = await self._connection.request("GET", path, params=params)
             page = self._decoder.page(answer.done("list of pods"))
             pods += page.pods
             if not page.more:

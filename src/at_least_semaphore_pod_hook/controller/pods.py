@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from at_least_semaphore_pod_hook.semaphore.model import FRESH_SECONDS
+from at_least_semaphore_pod_hook.semaphore.model import FRESH_SECONDS, SemaphoreKey
 
 
 class Owner(NamedTuple):
@@ -102,6 +102,15 @@ class PodView(msgspec.Struct, frozen=True, gc=False):
     def permit(self) -> str:
         """The name of its permit, held or not; empty where it has no sidecar of ours."""
         return self.sidecar.permit if self.sidecar else ""
+
+    @property
+    def semaphore(self) -> SemaphoreKey | None:
+        """The semaphore that it belongs to; None where it has no sidecar of ours, or one that is not in order.
+
+        A pod's arguments are its own to write: they reach no other namespace's semaphore.
+        """
+        namespace, _, key = self.sidecar.semaphore.partition("/") if self.sidecar else ("", "", "")
+        return SemaphoreKey(namespace, key) if namespace == self.namespace and key and self.permit else None
 
     @property
     def came(self) -> float:

@@ -35,6 +35,11 @@ class Survey:
         self._prefix = prefix
         self._kube: Kube | None = None
 
+    @property
+    def kube(self) -> Kube | None:
+        """The API server that is asked; None as long as there is none."""
+        return self._kube
+
     def connect(self, kube: Kube) -> None:
         """Ask this API server from now on."""
         self._kube = kube

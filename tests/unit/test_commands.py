@@ -1,0 +1,141 @@
+"""The command lines of status, release and kubectl's plugin, up to where the world begins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from at_least_semaphore_pod_hook import cli, commands, flags, kubectl_plugin
+from at_least_semaphore_pod_hook.console.beside import webhook_arguments
+from at_least_semaphore_pod_hook.console.options import Release, Status
+from at_least_semaphore_pod_hook.errors import InvalidInputError
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(flags.ENVIRONMENT_PREFIX) or name == "VARIANT":
+            monkeypatch.delenv(name)
+
+
+def read(*arguments: str) -> Status | Release:
+    return commands.read(vars(cli._parser(arguments[0]).parse_args(arguments)), None)
+
+
+def test_status_shows_everything_a_namespace_or_one_semaphore() -> None:
+    for given, scope in (((), ("", "")), (("team-a",), ("team-a", "")), (("team-a/x.Y",), ("team-a", "x.Y"))):
+        parsed = read("status", "--watch", *given)
+        assert isinstance(parsed, Status)
+        assert (parsed.namespace, parsed.key, parsed.watch, parsed.output) == (*scope, True, "table")
+
+
+def test_release_takes_a_semaphore_and_a_permit() -> None:
+    parsed = read("release", "team-a/x", "0123", "--yes", "--queue-url=memory://")
+    assert isinstance(parsed, Release)
+    assert (parsed.namespace, parsed.key, parsed.permit, parsed.yes) == ("team-a", "x", "0123", True)
+    assert parsed.access.queue.kind == "memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (["status", "a/b/c"], "'a/b/c' is not accepted: use <namespace> or <namespace>/<key>"),
+        (["status", "--interval=0.1"], "--interval: '0.1' is not accepted: use seconds from 0.2"),
+        (["status", "--named=-1"], "--named"),
+        (["status", "--output=xml"], "xml"),
+        (["status", "--like-webhook=x"], "--like-webhook: 'x' is not accepted: use a process ID, or no value"),
+        (["status", "--redis-addresses=a"], "--redis-addresses"),
+        (["release", "team-a", "p"], "use <namespace>/<key>"),
+        (["release", "team-a/x"], "permit"),
+    ],
+)
+def test_what_is_not_accepted_is_said(given: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(given)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert said.count("\n") == 1
+
+
+def test_a_memory_store_of_ones_own_has_nothing() -> None:
+    command = [sys.executable, "-m", "at_least_semaphore_pod_hook", "status", "--queue-url=memory://", "-o", "json"]
+    done = subprocess.run([*command, "--kubeconfig=/nowhere"], capture_output=True, text=True, check=True)
+    assert '"semaphores": []' in done.stdout
+
+
+def test_what_people_run_by_hand_is_not_loaded_for_a_sidecar_or_a_webhook() -> None:
+    code = (
+        "import sys; from at_least_semaphore_pod_hook import cli;"
+        "cli.parse(['sidecar', 'a/b', 'c']); cli.parse(['webhook']);"
+        "assert 'at_least_semaphore_pod_hook.settings' in sys.modules;"
+        "print([name for name in sys.modules if 'commands' in name or 'console' in name or 'overview' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_webhook_without_its_page_does_not_load_it() -> None:
+    code = (
+        "import sys; import at_least_semaphore_pod_hook.server.run;"
+        "print([name for name in sys.modules if 'overview' in name or 'status_page' in name])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def processes(directory: Path, **lines: list[str]) -> Path:
+    for name, line in lines.items():
+        (directory / name.strip("p")).mkdir()
+        (directory / name.strip("p") / "cmdline").write_bytes("".join(f"{part}\0" for part in line).encode())
+    (directory / "meminfo").touch()
+    return directory
+
+
+def test_the_webhook_of_the_container_is_found_by_its_command_line(tmp_path: Path) -> None:
+    program = "/app/bin/at-least-semaphore-pod-hook"
+    found = processes(
+        tmp_path,
+        p1=["watchfiles", f"{program} webhook --port=1", "/src"],
+        p30=["python", "-m", "at_least_semaphore_pod_hook", "webhook", "--port=3"],
+        p7=["/app/bin/python", program, "webhook", "--queue-url=etcd://a", "--fence"],
+        p9=["/app/bin/python", program, "status"],
+    )
+    assert webhook_arguments(processes=found) == ["--queue-url=etcd://a", "--fence"]
+    assert webhook_arguments("30", found) == ["--port=3"]
+    with pytest.raises(InvalidInputError, match="9 is no webhook: run this in the webhook's container"):
+        webhook_arguments("9", found)
+
+
+def test_where_there_is_no_webhook_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="there is no webhook here"):
+        webhook_arguments(processes=tmp_path)
+
+
+def plugin(*given: str, namespace: str = "team-a", **options: Any) -> list[str]:
+    parsed = kubectl_plugin._parser().parse_intermixed_args(given)
+    return kubectl_plugin.remote(parsed, namespace, colour=options.get("colour", False))
+
+
+def test_the_plugin_asks_for_a_namespace_a_key_or_everything() -> None:
+    own = ["at-least-semaphore-pod-hook", "status", "--like-webhook=any", "--output=table", "--color=never"]
+    assert plugin("status") == [*own, "--", "team-a"]
+    assert plugin("status", "x") == [*own, "--", "team-a/x"]
+    assert plugin("status", "b/x") == [*own, "--", "b/x"]
+    assert plugin("status", namespace="") == own
+    watch = [*own[:3], "--output=json", "--color=always", "--interval=1", "--named=7", "--watch", "--", "team-a"]
+    assert plugin("status", "-w", "-o", "json", "--interval=1", "--named=7", colour=True) == watch
+
+
+def test_the_plugin_releases() -> None:
+    own = ["at-least-semaphore-pod-hook", "release", "--like-webhook=any"]
+    assert plugin("release", "x", "p") == [*own, "--", "team-a/x", "p"]
+    assert plugin("release", "--yes", "b/x", "p") == [*own, "--yes", "--", "b/x", "p"]
+    for given in (["release", "x"], ["status", "x", "y"]):
+        with pytest.raises(ValueError, match=r"release takes|at most"):
+            plugin(*given)
