@@ -226,6 +226,12 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         text="where /metrics is served",
     )
     flag(
+        "--status-page",
+        default="false",
+        **flags.BOOLEAN,
+        text="serve /status beside /metrics: semaphores, holders and waiters, to read only",
+    )
+    flag(
         "--health-probe-bind-address",
         default=f"{flags.ANYWHERE}:8081",
         type=flags.bind_address,

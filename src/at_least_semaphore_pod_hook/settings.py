@@ -62,6 +62,7 @@ class Webhook(NamedTuple):
     sidecar_secret: str
     enable_sidecar_containers: bool
     metrics_bind_address: Address
+    status_page: bool
     health_probe_bind_address: Address
     kubeconfig: str
     wake_owners: bool

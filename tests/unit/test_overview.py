@@ -82,7 +82,7 @@ def test_a_waiter_that_holds_its_permit_already_waits_no_more() -> None:
 def test_a_running_pod_without_a_permit_is_counted() -> None:
     shown = seen(holder("a"), pods=[pod("a"), pod("b")])
     assert (shown.unpermitted, shown.waiting) == (1, 0)
-    assert "unpermitted-pods" in tables.conditions(shown)
+    assert shown.conditions == ("unpermitted-pods",)
 
 
 def test_what_nobody_could_be_asked_for_is_not_known() -> None:
@@ -101,9 +101,9 @@ def test_only_the_first_of_many_are_named() -> None:
 
 def test_what_is_out_of_the_ordinary_is_named() -> None:
     draining = seen(holder("a"), holder("b"), pods=[], length=1, complete=False)
-    assert (draining.free, tables.conditions(draining)) == (0, ["draining", "rebuild-due"])
+    assert (draining.free, draining.conditions) == (0, ("draining", "rebuild-due"))
     silent = seen(holder("a", silent_ms=60_000), pods=[])
-    assert tables.conditions(silent) == ["silent-sidecar"]
+    assert silent.conditions == ("silent-sidecar",)
     assert tables.sidecar(silent.holders[0]) == "silent"
 
 

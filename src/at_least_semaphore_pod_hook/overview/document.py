@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.model import Holder, SemaphoreKey, SemaphoreState
 
 
+CONDITIONS = ("draining", "rebuild-due", "unpermitted-pods", "silent-sidecar")
+"""More is held than the length; the store may have lost holders; pods run without a permit; permits are kept for pods
+whose sidecars do not renew them."""
+
+
 class HolderView(msgspec.Struct, frozen=True):
     """Who holds a permit.
 
@@ -71,6 +76,7 @@ class SemaphoreView(msgspec.Struct, frozen=True):
         oldest_wait_since: Since when the one waits that has waited longest; None where none does.
         unpermitted: How many pods run without a permit.
         complete: Whether the store surely has all holders; else it is rebuilt before it grants again.
+        conditions: What is out of the ordinary, of `CONDITIONS`.
         denied: The owners of denied pods that are to be woken, the first one first.
         holders: Who holds permits, longest first; only the first ones of many.
         waiters: Who waits, in line; only the first ones of many.
@@ -85,6 +91,7 @@ class SemaphoreView(msgspec.Struct, frozen=True):
     oldest_wait_since: datetime | None
     unpermitted: int | None
     complete: bool
+    conditions: tuple[str, ...]
     denied: tuple[str, ...]
     holders: tuple[HolderView, ...]
     waiters: tuple[WaiterView, ...]
@@ -155,6 +162,7 @@ def view(
         oldest_wait_since=moment(min(pod.came for pod in waiters)) if waiters else None,
         unpermitted=len(without) if known else None,
         complete=state.complete,
+        conditions=_conditions(state, len(without)),
         denied=state.denied,
         holders=holders,
         waiters=tuple(
@@ -162,6 +170,16 @@ def view(
             for position, pod in enumerate(waiters[:named], start=1)
         ),
     )
+
+
+def _conditions(state: SemaphoreState, unpermitted_pods: int) -> tuple[str, ...]:
+    holds = (
+        state.held > state.length,
+        not state.complete,
+        unpermitted_pods > 0,
+        any(is_suspect(holder) for holder in state.holders),
+    )
+    return tuple(name for name, is_so in zip(CONDITIONS, holds, strict=True) if is_so)
 
 
 def _waiters(state: SemaphoreState, pods: Sequence[PodView]) -> tuple[list[PodView], list[PodView]]:

@@ -58,17 +58,6 @@ def age(seconds: float) -> str:
     return f"{whole // DAY}d{whole % DAY // HOUR}h"
 
 
-def conditions(semaphore: SemaphoreView) -> list[str]:
-    """Return what is out of the ordinary with a semaphore, in a word each."""
-    found = {
-        "draining": semaphore.held > semaphore.length,
-        "rebuild-due": not semaphore.complete,
-        "unpermitted-pods": bool(semaphore.unpermitted),
-        "silent-sidecar": any(holder.silent for holder in semaphore.holders),
-    }
-    return [name for name, holds in found.items() if holds]
-
-
 def _summary(overview: Overview, *, wide: bool) -> list[Row]:
     heads = ["NAMESPACE", "KEY", "LENGTH", "FREE", "HELD", "WAITING", "OLDEST WAIT"]
     rows = [_heads([*heads, "DENIED OWNERS", "CONDITIONS"] if wide else heads)]
@@ -84,8 +73,8 @@ def _summary(overview: Overview, *, wide: bool) -> list[Row]:
             Cell(UNKNOWN if one.waiting is None else oldest),
         ]
         if wide:
-            strange = conditions(one)
-            row += [Cell(str(len(one.denied))), Cell(",".join(strange) or NONE, RED if strange else "")]
+            row.append(Cell(str(len(one.denied))))
+            row.append(Cell(",".join(one.conditions) or NONE, RED if one.conditions else ""))
         rows.append(row)
     return rows
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from at_least_semaphore_pod_hook.addresses import Address
+    from at_least_semaphore_pod_hook.overview.feed import Feed
     from at_least_semaphore_pod_hook.semaphore.contracts import Lock, Store
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
     from at_least_semaphore_pod_hook.server.app import Application
@@ -176,13 +177,19 @@ async def _serve(settings: Webhook) -> None:
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
     admissions = make_server(app.admission_app(handler), settings.host, settings.port, certificate)
-    servers = [admissions, *_side_servers(settings, probes)]
+    feed = _status_feed(settings, store, survey)
+    servers = [admissions, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     background = [
         asyncio.create_task(work)
-        for work in (certificate.follow(), _sweep(service), _control(settings, store, service, survey))
+        for work in (
+            certificate.follow(),
+            _sweep(service),
+            _control(settings, store, service, survey),
+            *([feed.run()] if feed else []),
+        )
     ]
     serving = [asyncio.create_task(_run(server)) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
@@ -217,13 +224,30 @@ async def _serve(settings: Webhook) -> None:
             raise result
 
 
-def _side_servers(settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]]) -> list[uvicorn.Server]:
-    """Serve metrics and probes, on one port where their addresses are the same."""
+def _status_feed(settings: Webhook, store: Store, survey: Survey) -> Feed | None:
+    """Make what the status page shows; None where there is none."""
+    if not settings.status_page:
+        return None
+    from at_least_semaphore_pod_hook.overview.feed import Feed  # noqa: PLC0415 - who does not want it does not pay
+    from at_least_semaphore_pod_hook.overview.reading import Reader  # noqa: PLC0415
+
+    return Feed(Reader(store, annotation_prefix(settings.variant), lambda: survey.kube))
+
+
+def _side_servers(
+    settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]], feed: Feed | None
+) -> list[uvicorn.Server]:
+    """Serve metrics and probes, on one port where their addresses are the same; the status page with the metrics."""
     pages: dict[Address, dict[str, Callable[[], tuple[int, bytes, bytes]]]] = {}
     pages.setdefault(settings.metrics_bind_address, {})["/metrics"] = app.metrics_page
-    probe_pages = pages.setdefault(settings.health_probe_bind_address, {})
-    probe_pages.update(probes)
-    return [make_server(app.pages_app(served), address.host, address.port) for address, served in pages.items()]
+    pages.setdefault(settings.health_probe_bind_address, {}).update(probes)
+    applications = {address: app.pages_app(served) for address, served in pages.items()}
+    if feed is not None:
+        from at_least_semaphore_pod_hook.server.status_page import status_app  # noqa: PLC0415
+
+        metrics_address = settings.metrics_bind_address
+        applications[metrics_address] = status_app(feed, applications[metrics_address])
+    return [make_server(served, address.host, address.port) for address, served in applications.items()]
 
 
 async def _run(server: uvicorn.Server) -> None:
