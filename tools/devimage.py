@@ -84,6 +84,28 @@ class Images:
             self.buildah("rmi", "--prune")
         return image
 
+    def made(self, name: str, recipe: str, fill: Callable[[Path], None] | None = None) -> str:
+        """Build an image of a few lines of Dockerfile, once, and return its full name.
+
+        `recipe` is the Dockerfile, in which BASE stands for the Debian that our own image stands on; what `fill` puts
+        into a directory can be copied from there.
+        """
+        with self._alone(), tempfile.TemporaryDirectory() as temporary:
+            base, _ = self._bases()
+            text = recipe.replace("BASE", base)
+            image = f"localhost/{_NAME}-{name}:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+            if image not in self._known():
+                if fill:
+                    fill(Path(temporary))
+                (Path(temporary) / "Dockerfile").write_text(text)
+                self.buildah("bud", "--isolation=chroot", "--pull-never", "--quiet", f"--tag={image}", temporary)
+        return image
+
+    def save(self, image: str, name: str, archive: Path) -> None:
+        """Write an image to an archive as docker does, under the name that it shall have where it is read."""
+        with self._alone():
+            self.buildah("push", "--quiet", image, f"docker-archive:{archive}:{name}")
+
     def config(self, image: str) -> dict[str, Any]:
         """Return the image's configuration as OCI has it: User, Entrypoint, Env and so on."""
         config: dict[str, Any] = json.loads(self.buildah("inspect", "--type=image", image))["OCIv1"]["config"]
@@ -106,12 +128,14 @@ class Images:
     def _bases(self) -> tuple[str, str]:
         recipe = hashlib.sha256(repr((_SUITE, _PACKAGES, _PIP, _UNNEEDED)).encode()).hexdigest()[:12]
         base, builder = f"localhost/{_NAME}-base:{recipe}", f"localhost/{_NAME}-builder:{recipe}"
-        known = {name for image in json.loads(self.buildah("images", "--json")) for name in image.get("names") or ()}
-        if not {base, builder} <= known:
+        if not {base, builder} <= self._known():
             self._report("building a base image from Debian's packages (about a minute, once)")
             with tempfile.TemporaryDirectory(dir=self.directory) as temporary:
                 self._build_bases(Path(temporary), base, builder)
         return base, builder
+
+    def _known(self) -> set[str]:
+        return {name for image in json.loads(self.buildah("images", "--json")) for name in image.get("names") or ()}
 
     def _build_bases(self, directory: Path, base: str, builder: str) -> None:
         root = directory / "root"

@@ -52,12 +52,16 @@ PRODUCTS = (
         version="v1.34.4",
         packages={
             name: f"k8s.io/kubernetes/cmd/{name}"
-            for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
+            for name in (
+                *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy"),
+                *("kubelet", "kubectl"),
+            )
         },
         seconds={
             "kube-apiserver": 220,
             "kube-controller-manager": 80,
             "kube-scheduler": 5,
+            "kube-proxy": 10,
             "kubelet": 20,
             "kubectl": 15,
         },
@@ -74,6 +78,13 @@ PRODUCTS = (
         packages={"etcd": "go.etcd.io/etcd/server/v3"},
         seconds={"etcd": 25},
         oldest=(3, 4, 0),
+    ),
+    Product(
+        module="github.com/coredns/coredns",
+        version="v1.12.4",
+        packages={"coredns": "github.com/coredns/coredns"},
+        seconds={"coredns": 125},
+        version_args={"coredns": ("-version",)},
     ),
     Product(
         module="github.com/tsenart/vegeta/v12",

@@ -30,9 +30,9 @@ class ControlPlane:
     """etcd, API server and controllers that keep all they write in `directory`; a context manager.
 
     `apiserver_flags` and `controller_flags` are added after the built-in ones. `fsync` makes etcd sync every write to
-    disk, as in production. `node` names the Node object that is created Ready. After the start there are `url`,
-    `ca_file`, `token` (of group system:masters), `kubeconfig` (the same), and the processes `etcd`, `apiserver` and
-    `controller_manager`, which tests may pause or kill.
+    disk, as in production. `node` names the Node object that is created Ready, unless `simulated_node` is false: then
+    kubelets make theirs. After the start there are `url`, `ca_file`, `token` (of group system:masters), `kubeconfig`
+    (the same), and the processes `etcd`, `apiserver` and `controller_manager`, which tests may pause or kill.
     """
 
     def __init__(
@@ -43,11 +43,13 @@ class ControlPlane:
         controller_flags: Sequence[str] = (),
         fsync: bool = False,
         node: str = "node-1",
+        simulated_node: bool = True,
         report: Report = print,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.node = node
+        self._simulated_node = simulated_node
         self.binaries = find_or_build(["kube-apiserver", "kube-controller-manager", "kubectl", "etcd"], report)
         self.port = free_port()
         self.url = f"https://127.0.0.1:{self.port}"
@@ -72,7 +74,8 @@ class ControlPlane:
             self.apiserver.start()
             self.apiserver.wait_until(self._ready, _START_SECONDS)
             self.controller_manager.start()
-            self._create_node()
+            if self._simulated_node:
+                self._create_node()
             self.controller_manager.wait_until(self._default_namespace_ready, _START_SECONDS, "serving namespaces")
         except BaseException:
             self.close()
