@@ -37,6 +37,12 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 test: install check ## Install what the tests run, and run all of them
 	@tools/test-programs
 	$(BIN)/pytest tests/contract tests/cluster tests/chaos
+	@$(MAKE) --no-print-directory test-node
+
+.PHONY: test-node
+test-node: install ## Run the product on real nodes: containerd, runc and kubelet (root; without it, says so and does nothing)
+	@tools/test-programs node
+	@$(BIN)/python tools/node_tests.py $(ARGS)
 
 .PHONY: properties
 properties: export OPERATIONS ?= 1000000

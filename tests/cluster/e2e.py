@@ -11,7 +11,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 from urllib.parse import urlencode
 
 import redis
@@ -78,10 +78,16 @@ def permit_of(created: Object) -> str:
     return str(sidecar["args"][-1])
 
 
+class Addressed(Protocol):
+    """A Redis server, wherever it runs."""
+
+    address: str  # "host:port"
+
+
 class Semaphore:
     """A semaphore as it lies in Redis, read key by key and without the product's own code."""
 
-    def __init__(self, store: RedisServer, namespace: str, key: str) -> None:
+    def __init__(self, store: Addressed, namespace: str, key: str) -> None:
         self._client = client_of(store)
         tag = f"{{{namespace}/{key}}}"
         self._queue, self._inflight, self._holders = f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders"
@@ -113,9 +119,10 @@ class Semaphore:
         return sum(bool(self.holder(permit).get("confirmed")) for permit in self.leases)
 
 
-def client_of(store: RedisServer) -> Any:
+def client_of(store: Addressed) -> Any:
     """Return a client of a store, by a connection of its own."""
-    return redis.Redis(port=store.port, decode_responses=True, socket_timeout=10)
+    host, _, port = store.address.rpartition(":")
+    return redis.Redis(host=host, port=int(port), decode_responses=True, socket_timeout=10)
 
 
 @dataclass(frozen=True)

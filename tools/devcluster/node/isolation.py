@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from devcluster.errors import DevClusterError
+from devcluster.node import network
 from devcluster.polling import until
 from devcluster.session import StoppedError
 
@@ -23,7 +23,6 @@ ROOM = "DEVCLUSTER_NODE_ROOM"
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROGRAMS = ("unshare", "ip", "iptables", "containerd", "ctr", "runc")
-_CNI_PLUGINS = Path("/usr/lib/cni")
 # Where containerd, runc, CNI plugins and the kubelet write whatever they are told.
 _COVERED = ("/run", "/var/lib", "/var/log")
 _END_SECONDS = 30.0
@@ -34,9 +33,11 @@ def missing() -> str | None:
     if os.geteuid() != 0:
         return "a node needs root"
     absent = [name for name in _PROGRAMS if shutil.which(name) is None]
-    if not (_CNI_PLUGINS / "bridge").exists():
-        absent.append(f"the plugin bridge in {_CNI_PLUGINS}")
-    return f"a node needs {', '.join(absent)}" if absent else None
+    if not (network.PLUGINS / "bridge").exists():
+        absent.append(f"the plugin bridge in {network.PLUGINS}")
+    if absent:
+        return f"a node needs {', '.join(absent)}"
+    return None if (_CGROUPS / "memory").exists() else f"a node needs cgroup v1, and {_CGROUPS} has none"
 
 
 def room() -> Path | None:
@@ -98,8 +99,6 @@ def _cgroups(name: str) -> Iterator[None]:
 
 
 def _hierarchies() -> list[Path]:
-    if (_CGROUPS / "cgroup.controllers").exists():
-        return [_CGROUPS]
     return sorted(place for place in _CGROUPS.iterdir() if (place / "cgroup.procs").exists() and not place.is_symlink())
 
 
@@ -115,8 +114,8 @@ def _inside(directory: Path, argv: Sequence[str]) -> int:
     for place in _COVERED:
         cover = directory / "covered" / place.strip("/").replace("/", "-")
         cover.mkdir(parents=True)
-        _do("mount", "--bind", str(cover), place)
-    _do("ip", "link", "set", "lo", "up")
+        network.run("mount", "--bind", str(cover), place)
+    network.run("ip", "link", "set", "lo", "up")
     child = subprocess.Popen(argv)
 
     def forward(number: int, _frame: object) -> None:
@@ -130,12 +129,6 @@ def _inside(directory: Path, argv: Sequence[str]) -> int:
         pid, status = os.wait()
         if pid == child.pid:
             return os.waitstatus_to_exitcode(status)
-
-
-def _do(*argv: str) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise DevClusterError(f"{' '.join(argv)} failed: {done.stderr.strip()}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ PODS = "10.88.0.0/16"
 SERVICES = "10.0.0.0/24"
 DNS_DOMAIN = "cluster.local"
 
-_PLUGINS = "/usr/lib/cni"
+PLUGINS = Path("/usr/lib/cni")
 _SETTINGS = (
     "/proc/sys/net/ipv4/ip_forward",
     # What goes from pod to pod over the bridge passes the rules of Services, too.
@@ -50,23 +50,18 @@ def node_pods(number: int) -> str:
 
 def write_cni(directory: Path, number: int, state: Path) -> None:
     """Write how containerd is to connect a node's pods."""
+    first, last = f"10.88.{number}.10", f"10.88.{number}.250"
     addresses = {
         "type": "host-local",
         "dataDir": str(state),
-        "ranges": [[{"subnet": PODS, "rangeStart": f"10.88.{number}.10", "rangeEnd": f"10.88.{number}.250"}]],
+        "ranges": [[{"subnet": PODS, "rangeStart": first, "rangeEnd": last, "gateway": HOST}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
-    addresses["ranges"][0][0]["gateway"] = HOST  # type: ignore[index]
     bridge = {"type": "bridge", "bridge": BRIDGE, "hairpinMode": True, "ipam": addresses}
     directory.mkdir(parents=True)
     (directory / "10-bridge.conflist").write_text(
         json.dumps({"cniVersion": "0.4.0", "name": "devcluster", "plugins": [bridge]})
     )
-
-
-def plugins() -> str:
-    """Return where the CNI plugins are."""
-    return _PLUGINS
 
 
 class Cut:

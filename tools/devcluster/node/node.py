@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ class Node:
         self.kubelet.kill()
         self.containerd.kill()
         for pid in self._shims():
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid)
         until(self._all_killed, f"all containers of {self.name} have ended")
 
     def log(self, namespace: str, pod: str, container: str) -> str:
@@ -102,8 +103,13 @@ class Node:
             for pid in procs.read_text().split()
         ]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            _kill(pid)
         return not pids
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _command_line(entry: Path) -> bytes:
@@ -143,7 +149,7 @@ restrict_oom_score_adj = true
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
 [plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = {json.dumps(network.plugins())}
+bin_dir = {json.dumps(str(network.PLUGINS))}
 conf_dir = {cni}
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "overlayfs"
