@@ -35,10 +35,10 @@ def test_status_shows_everything_a_namespace_or_one_semaphore() -> None:
 
 
 def test_release_takes_a_semaphore_and_a_permit() -> None:
-    parsed = read("release", "team-a/x", "0123", "--yes", "--queue-url=memory://")
+    parsed = read("release", "team-a/x", "0123", "--yes", "--queue-url=etcd://a")
     assert isinstance(parsed, Release)
     assert (parsed.namespace, parsed.key, parsed.permit, parsed.yes) == ("team-a", "x", "0123", True)
-    assert parsed.access.queue.kind == "memory"
+    assert parsed.access.queue.kind == "etcd"
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,21 @@ def test_what_is_not_accepted_is_said(given: list[str], named: str, capsys: pyte
     assert said.count("\n") == 1
 
 
-def test_a_memory_store_of_ones_own_has_nothing() -> None:
-    command = [sys.executable, "-m", "at_least_semaphore_pod_hook", "status", "--queue-url=memory://", "-o", "json"]
-    done = subprocess.run([*command, "--kubeconfig=/nowhere"], capture_output=True, text=True, check=True)
-    assert '"semaphores": []' in done.stdout
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ["--queue-url=memory://"],
+            "memory:// is the webhook's own memory, seen by nobody else: use its --status-page",
+        ),
+        (["--kubeconfig=/nowhere"], "--kubeconfig: the API server's configuration: "),
+    ],
+)
+def test_what_cannot_be_asked_is_said(given: list[str], said: str) -> None:
+    command = [sys.executable, "-m", "at_least_semaphore_pod_hook", "status", *given]
+    failed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (failed.returncode, failed.stderr.count("\n")) == (2, 1)
+    assert failed.stderr.startswith(f"at-least-semaphore-pod-hook: {said}")
 
 
 def test_what_people_run_by_hand_is_not_loaded_for_a_sidecar_or_a_webhook() -> None:

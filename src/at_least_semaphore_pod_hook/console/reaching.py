@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +10,7 @@ from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME
 from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.kube import Kube
 from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
-from at_least_semaphore_pod_hook.errors import ApiUnavailableError
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError, InvalidInputError
 from at_least_semaphore_pod_hook.stores.opening import open_store
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
     from at_least_semaphore_pod_hook.console.options import Access
     from at_least_semaphore_pod_hook.semaphore.contracts import Store
-
-logger = logging.getLogger(__name__)
 
 
 class Reached(NamedTuple):
@@ -38,15 +35,22 @@ async def reach(access: Access, instance: str) -> AsyncGenerator[Reached]:
     Args:
         access: Where they are.
         instance: Who we are in Events.
+
+    Raises:
+        InvalidInputError: The store is the webhook's memory; or the kubeconfig is named, and none. Where there is
+            neither it nor a service account, the store alone can be asked.
     """
     prefix = annotation_prefix(access.variant)
     name = f"{access.variant}-{SIDECAR_NAME}" if access.variant else SIDECAR_NAME
+    if access.queue.kind == "memory":
+        raise InvalidInputError("memory:// is the webhook's own memory, seen by nobody else: use its --status-page")
+    store = open_store(access.queue)
     kube = None
     try:
         kube = Kube(Connection.open(access.kubeconfig), PodDecoder(prefix, name), instance=instance)
     except ApiUnavailableError as error:
-        logger.debug("no API server", extra={"reason": str(error)})
-    store = open_store(access.queue)
+        if access.kubeconfig:
+            raise InvalidInputError(f"--kubeconfig: {error}") from error
     try:
         yield Reached(store, kube, prefix)
     finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from at_least_semaphore_pod_hook.console.reaching import reach
 from at_least_semaphore_pod_hook.controller.kube import Reference, Written
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError
+from at_least_semaphore_pod_hook.overview.tables import printable
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ async def run(settings: Release) -> int:
             _say(f"permit {settings.permit} of {semaphore} is not held")
             return 1
         found = await _pod_of(kube, semaphore, holder, prefix)
-        sys.stderr.write(f"{warning(semaphore, holder, found)}\n")
+        sys.stderr.write(f"{printable(warning(semaphore, holder, found))}\n")
         if not settings.yes and not await asyncio.to_thread(_agreed):
             _say("nothing was released")
             return DECLINED

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from at_least_semaphore_pod_hook.console.reaching import reach
+from at_least_semaphore_pod_hook.errors import UnavailableError
 from at_least_semaphore_pod_hook.overview import tables
 from at_least_semaphore_pod_hook.overview.reading import Reader, Scope
 
@@ -29,16 +30,24 @@ async def run(settings: Status, out: TextIO = sys.stdout) -> int:
     """Show semaphores, once or until interrupted. Returns the exit code.
 
     Raises:
-        StoreUnavailableError: The store does not answer.
+        InvalidInputError: The kubeconfig is none.
+        StoreUnavailableError: The store does not answer. A watch says so, and goes on.
     """
     async with reach(settings.access, "status") as (store, kube, prefix):
         reader = Reader(store, prefix, lambda: kube)
         while True:
             began = time.monotonic()
-            overview = await reader.read(Scope(settings.namespace, settings.key), named=settings.named)
-            code = _show(overview, settings, out)
-            if not settings.watch:
-                return code
+            try:
+                overview = await reader.read(Scope(settings.namespace, settings.key), named=settings.named)
+            except UnavailableError as error:
+                # A watch goes on: what is away comes back.
+                if not settings.watch:
+                    raise
+                sys.stderr.write(f"{error}\n")
+            else:
+                code = _show(overview, settings, out)
+                if not settings.watch:
+                    return code
             await asyncio.sleep(max(settings.interval, COSTLY * (time.monotonic() - began)))
 
 

@@ -58,6 +58,11 @@ def age(seconds: float) -> str:
     return f"{whole // DAY}d{whole % DAY // HOUR}h"
 
 
+def printable(text: str) -> str:
+    """Return a text that cannot steer a terminal: names are written by whoever reaches the store."""
+    return _unprintable.sub("?", text)
+
+
 def _summary(overview: Overview, *, wide: bool) -> list[Row]:
     heads = ["NAMESPACE", "KEY", "LENGTH", "FREE", "HELD", "WAITING", "OLDEST WAIT"]
     rows = [_heads([*heads, "DENIED OWNERS", "CONDITIONS"] if wide else heads)]
@@ -120,8 +125,8 @@ def _named(rows: list[Row], count: int, *, colour: bool) -> str:
 
 
 def _table(rows: list[Row], *, colour: bool) -> str:
-    """Lay rows out in columns. What comes from the cluster cannot steer the terminal."""
-    rows = [[Cell(_unprintable.sub("?", text), tint) for text, tint in row] for row in rows]
+    """Lay rows out in columns."""
+    rows = [[Cell(printable(text), tint) for text, tint in row] for row in rows]
     widths = [max(len(cell.text) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
