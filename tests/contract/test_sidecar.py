@@ -269,7 +269,7 @@ def test_it_holds_the_permit_until_the_others_have_ended(server: Server, new_sid
     server.acquire()
     # Which does not bound the wait: the kubelet does.
     sidecar = new_sidecar(server.address, UNTIL_EXIT, GRACE, "0")
-    until(server.confirmed)
+    sidecar.says("confirmed the permit")
     sidecar.process.send_signal(number)
     sidecar.says("holding the permit")
     for _ in range(4):
