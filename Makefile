@@ -36,7 +36,7 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 .PHONY: test
 test: install check ## Install what the tests run, and run all of them
 	@tools/test-programs
-	$(BIN)/pytest tests/contract tests/cluster tests/chaos
+	$(BIN)/pytest --durations=20 tests/contract tests/cluster tests/chaos
 	@$(MAKE) --no-print-directory test-node
 
 .PHONY: test-node

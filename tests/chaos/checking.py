@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from tests.chaos.checker import check
-from tests.chaos.fault import Fault, Verdict
+from tests.chaos.fault import Fault, Verdict, verdict_of
 from tests.chaos.history import Operation
 from tests.chaos.holds import Expectation
 from tests.cluster.e2e import PREFIX
@@ -53,13 +53,14 @@ def violations(operations: Sequence[Operation], verdict: Verdict, faults: Span, 
 
 
 def in_flight(operations: Sequence[Operation], faults: Sequence[Fault]) -> dict[str, int] | None:
-    """Return how many pods a rebuild could not see, by key; None where there is no such limit.
+    """Return how many pods a rebuild could not see, by key; None where more may be lost.
 
     These were granted a permit, or let in, so short a time before the store lost it that the API server need not have
     shown it.
     """
     losing = [fault for fault in faults if fault.verdict >= Verdict.WRITES]
-    if not all(fault.rebuilt and fault.lost for fault in losing):
+    others = [fault for fault in faults if fault not in losing]
+    if not losing or verdict_of(others) > Verdict.NONE or not all(fault.rebuilt and fault.lost for fault in losing):
         return None
     unseen: Counter[str] = Counter()
     for start, end in (fault.lost for fault in losing if fault.lost):

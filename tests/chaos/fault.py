@@ -66,3 +66,10 @@ class Fault:
 
 class OfGroup(Fault):
     """A fault of a store of several servers."""
+
+
+def verdict_of(faults: Collection[Fault]) -> Verdict:
+    """Return what faults may cost together."""
+    alone = max((fault.verdict for fault in faults), default=Verdict.NONE)
+    silent = {who for fault in faults for who in fault.silences}
+    return max(alone, Verdict.LEASES) if silent >= {"sidecar", "controller"} else alone

@@ -159,13 +159,6 @@ def first_kinds(topology: str, *, real: bool) -> list[type[Fault]]:
     return kinds if topology == "single" else [kind for kind in kinds if "single" not in kind.topologies]
 
 
-def verdict(faults: Collection[Fault]) -> Verdict:
-    """Return what faults may cost together."""
-    alone = max((fault.verdict for fault in faults), default=Verdict.NONE)
-    silent = {who for fault in faults for who in fault.silences}
-    return max(alone, Verdict.LEASES) if silent >= {"sidecar", "controller"} else alone
-
-
 def _compatible(faults: Collection[Fault]) -> bool:
     """Whether a scene can have them all.
 

@@ -182,17 +182,18 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections[task] = [writer]
-        try:
-            await self._connect(reader, writer, self._connections[task])
-        except asyncio.CancelledError:
-            pass  # asyncio's server would report it
-        finally:
-            for one in self._connections.pop(task):
-                one.close()
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # As a task that is cancelled before its first step runs nothing, its writers are closed from outside.
+        writers = [writer]
+        task = asyncio.create_task(self._connect(reader, writer, writers))
+        self._connections[task] = writers
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        for writer in self._connections.pop(task):
+            writer.close()
+        if not task.cancelled():
+            task.result()
 
     async def _connect(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, writers: list[asyncio.StreamWriter]

@@ -16,9 +16,9 @@ from devcluster.polling import until
 from tests.chaos import checking, history
 from tests.chaos.checker import Final, check_final
 from tests.chaos.clusters import Cluster, Ground, RealCluster, StandInCluster, admission
-from tests.chaos.fault import Fault, Verdict
+from tests.chaos.fault import Fault, Verdict, verdict_of
 from tests.chaos.faults import ground as where
-from tests.chaos.faults import plan, verdict
+from tests.chaos.faults import plan
 from tests.chaos.load import Kind, Load, is_live, permit
 from tests.chaos.process_faults import WebhookCrashed
 from tests.chaos.scene import Needs, Scene
@@ -115,7 +115,7 @@ def perform(script: Script, directory: Path, ground: Ground) -> Report:
     """Do what a script says; its logs and data go to `directory`."""
     began = time.monotonic()
     seed, rng, faults, kinds, needs, real = script
-    report = Report(seed, [fault.name for fault in faults], verdict(faults), real=real, topology=needs.topology)
+    report = Report(seed, [fault.name for fault in faults], verdict_of(faults), real=real, topology=needs.topology)
     for fault in faults:
         needs = fault.needs(needs)
     loop = ground.loop

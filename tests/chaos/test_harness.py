@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -22,12 +23,14 @@ from devcluster.polling import until
 from devcluster.process import Process
 from devcluster.stores import RedisServer
 from tests.chaos import crash, topology
-from tests.chaos.fault import TOPOLOGIES, Verdict
-from tests.chaos.faults import first_kinds, ground, plan, verdict
+from tests.chaos.checking import in_flight
+from tests.chaos.fault import TOPOLOGIES, Verdict, verdict_of
+from tests.chaos.faults import first_kinds, ground, plan
+from tests.chaos.group_faults import StoreFlushed
 from tests.chaos.history import Operation, Recorder
 from tests.chaos.objects import ConflictError, patched
 from tests.chaos.process_faults import SidecarsStopped, WebhookStopped
-from tests.chaos.proxy import NONE, Link, Loop, Trouble, Way
+from tests.chaos.proxy import NONE, Link, Loop, Trouble, Way, _cancel_all
 from tests.chaos.tap import RespTap
 from tests.sidecar_harness import ACQUIRE, INFLIGHT, KEYS, QUEUE
 
@@ -98,6 +101,20 @@ def test_a_grant_is_answered_once_enough_replicas_have_it(wired: Wired, loop: Lo
     link.close()
     assert (granted[0], replicas) == (b"granted", 0)
     assert wired.only().outcome == "unknown"
+
+
+def test_a_connection_that_is_cancelled_before_its_first_step_is_closed(loop: Loop) -> None:
+    async def cancelled(link: Link, port: int) -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        link._accept(reader, writer)
+        await _cancel_all()
+        return writer.is_closing()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        link = Link(loop, [port])
+        assert loop.run(cancelled(link, port))
+        link.close()
 
 
 def test_a_lost_reply_is_unknown_and_applied(wired: Wired) -> None:
@@ -204,8 +221,18 @@ def test_a_patch_that_does_not_fit_changes_nothing() -> None:
 def test_faults_that_silence_all_who_renew_may_cost_leases() -> None:
     rng = random.Random(0)
     sidecars, webhook = SidecarsStopped(rng), WebhookStopped(rng)
-    assert verdict([sidecars]) is verdict([webhook]) is Verdict.NONE
-    assert verdict([sidecars, webhook]) is Verdict.LEASES
+    assert verdict_of([sidecars]) is verdict_of([webhook]) is Verdict.NONE
+    assert verdict_of([sidecars, webhook]) is Verdict.LEASES
+
+
+def test_only_what_a_rebuild_puts_back_is_bounded_by_what_was_in_flight() -> None:
+    rng = random.Random(0)
+    flushed, sidecars, webhook = StoreFlushed(rng), SidecarsStopped(rng), WebhookStopped(rng)
+    flushed.lost = (1.0, 2.0)
+    assert in_flight([], [flushed]) == {}
+    assert in_flight([], [flushed, sidecars]) == {}
+    assert in_flight([], [sidecars, webhook]) is None
+    assert in_flight([], [flushed, sidecars, webhook]) is None
 
 
 def test_a_seed_draws_the_same_faults_again() -> None:
