@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from at_least_semaphore_pod_hook.controller.controller import Controller
@@ -13,8 +14,8 @@ from at_least_semaphore_pod_hook.controller.meter import Figures
 from at_least_semaphore_pod_hook.controller.pods import PodView
 from at_least_semaphore_pod_hook.controller.reflector import Change, ChangeKind
 from at_least_semaphore_pod_hook.controller.reports import Reports
-from at_least_semaphore_pod_hook.errors import ApiUnavailableError
-from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError, StoreUnavailableError
+from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, SemaphoreKey
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.stores.memory import MemoryStore
 from tests.unit.fakes import PREFIX, LocalLock, notes
@@ -62,11 +63,27 @@ class Meter:
         pass
 
 
+class Slow(MemoryStore):
+    """A store of which each of the next answers to an acquire is so many seconds late."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
+        self.late: list[float] = []
+
+    async def acquire(self, request: AcquireRequest, timeout: float | None = None) -> Acquired:
+        acquired = await super().acquire(request, timeout)
+        seconds = self.late.pop(0) if self.late else 0.0
+        await asyncio.sleep(min(seconds, seconds if timeout is None else timeout))
+        if timeout is not None and seconds >= timeout:
+            raise StoreUnavailableError(f"no answer within {timeout} s")
+        return acquired
+
+
 class Cluster:
     """An API server's pods, a store, and the controllers that watch them; also the `Kube` of all of them."""
 
     def __init__(self) -> None:
-        self.store = MemoryStore(lambda: EPOCH + now())
+        self.store = Slow(lambda: EPOCH + now())
         self.service = SemaphoreService(self.store, LocalLock())
         self.meter = Meter()
         self.documents: dict[str, dict[str, Any]] = {}
@@ -74,6 +91,8 @@ class Cluster:
         self.events: list[tuple[str, str]] = []
         self.touched: list[str] = []
         self.patches = 0
+        self.slow_patches: list[float] = []
+        self.without_permit: list[str] = []
         self.faults: list[str] = []
         self.most_active = 0
         self._controllers: dict[Controller, asyncio.Task[None]] = {}
@@ -152,7 +171,7 @@ class Cluster:
             "metadata": {
                 "uid": f"uid-{name}-{self._versions}",
                 "creationTimestamp": stamp,
-                "annotations": notes(key="k", length=str(length), arrived=arrived),
+                "annotations": notes(key="k", length=str(length), arrived=arrived, **annotations),
             },
             "spec": spec,
             "status": {"phase": "Pending"},
@@ -206,7 +225,7 @@ class Cluster:
             raise ApiUnavailableError(f"fault {name}")
 
     async def patch_pod(self, namespace: str, name: str, json_patch: list[dict[str, Any]]) -> Written:
-        await asyncio.sleep(REPLY_SECONDS / 2)
+        await asyncio.sleep(self.slow_patches.pop(0) if self.slow_patches else REPLY_SECONDS / 2)
         self.patches += 1
         self._fault("before patch")
         document = self.documents.get(name)
@@ -222,6 +241,8 @@ class Cluster:
             elif operation["op"] == "remove":
                 del spec["schedulingGates"][0]
                 self.let_in.append(name)
+                if metadata["uid"] not in (await self.store.state(SemaphoreKey("default", "k"))).permits:
+                    self.without_permit.append(name)
             else:
                 metadata["annotations"][path.rpartition("/")[2].replace("~1", "/")] = value
         self._tell(ChangeKind.MODIFIED, name)

@@ -133,6 +133,33 @@ def test_who_comes_after_a_crash_lets_those_in_who_have_their_permits() -> None:
     simulated(story)
 
 
+@pytest.mark.parametrize("late", [2.9, 3.1, 4.9])
+def test_an_answer_that_is_older_than_half_its_lease_lets_nobody_in(late: float) -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.store.late = [late]
+        cluster.start()
+        cluster.create("a", length=1, expiration="3")
+        await until(lambda: cluster.let_in == ["a"])
+        assert cluster.without_permit == []
+        await asyncio.sleep(10)
+        await consistent(cluster, 1)
+
+    simulated(story)
+
+
+def test_a_patch_that_takes_longer_than_half_the_lease_is_tried_again_under_a_permit_that_is_renewed() -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.slow_patches = [3.5]
+        cluster.start()
+        cluster.create("a", length=1, expiration="3")
+        cluster.create("b", length=1, expiration="3")
+        await until(lambda: cluster.let_in == ["a"])
+        assert cluster.without_permit == []
+        assert cluster.meter.grants == 1
+
+    simulated(story)
+
+
 def test_a_pod_that_goes_between_grant_and_gate_leaves_its_permit_to_the_next() -> None:
     async def story(cluster: Cluster) -> None:
         cluster.start()

@@ -97,6 +97,18 @@ async def test_a_dry_run_of_another_length_warns_as_the_real_one_would(service: 
     assert (await service._store.state(KEY)).length == 1
 
 
+async def test_an_answer_that_is_older_than_half_its_lease_is_not_waited_for(
+    service: SemaphoreService, store: FaultyStore
+) -> None:
+    await service.acquire(wish("a"), 1)
+    store.faults = {"acquire": ["hang after"]}
+    with pytest.raises(StoreUnavailableError):
+        async with asyncio.timeout(2):
+            await service.acquire(wish("b", expiration_seconds=1), 10)
+    await service.close()
+    assert (await store.state(KEY)).permits == {"a"}
+
+
 @pytest.mark.parametrize("fault", ["fail before", "fail after", "hang before", "hang after"])
 async def test_what_may_have_been_taken_is_given_back(
     service: SemaphoreService, store: FaultyStore, fault: str

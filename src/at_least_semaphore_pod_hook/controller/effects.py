@@ -22,6 +22,7 @@ from at_least_semaphore_pod_hook.controller.decide import (
 )
 from at_least_semaphore_pod_hook.controller.kube import OWNERS, Written
 from at_least_semaphore_pod_hook.controller.survey import FALLBACK_EXPIRATION_SECONDS
+from at_least_semaphore_pod_hook.errors import ApiUnavailableError, StoreUnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RESIZE_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
+"""How long the store may take to answer a grant, where half of the lease is longer."""
 IN_A_ROW = 4
 """Up to so many pods are let in one after the other, so that everybody sees them go in order.
 
@@ -172,15 +175,21 @@ class Effects:
     async def _serve(self, semaphore: SemaphoreKey, actions: Sequence[Grant | Ungate]) -> list[Served | Missing]:
         """Let pods in, in order, as far as there are permits.
 
-        Permits are granted one after the other, so that fencing tokens rise along the line.
+        Permits are granted one after the other, so that fencing tokens rise along the line. Each pod is let in before
+        half of its lease is over, or not yet: what came too late is decided on anew.
         """
+        loop = asyncio.get_running_loop()
         under_way: list[asyncio.Task[Served | Missing | None]] = []
         try:
             for action in actions:
-                token = action.token if isinstance(action, Ungate) else await self._acquire(semaphore, action.pod)
+                until = loop.time() + _expiration(action.pod) / 2
+                if isinstance(action, Ungate):
+                    token = action.token if await self._renewed(semaphore, action.pod, until) else 0
+                else:
+                    token = await self._acquire(semaphore, action.pod)
                 if not token:
                     break
-                under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token)))
+                under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token, until)))
                 if len(actions) <= IN_A_ROW:
                     await asyncio.wait(under_way)
             # One that fails must not keep the others, whose permits are taken, from coming in.
@@ -196,14 +205,21 @@ class Effects:
 
     async def _acquire(self, semaphore: SemaphoreKey, pod: PodView) -> int:
         """Take a permit for a pod that exists; returns its fencing token, or 0 where there is none to be had."""
-        expiration = pod.expiration or FALLBACK_EXPIRATION_SECONDS
-        wish = AcquireRequest(semaphore, 0, expiration, pod.permit, identity=pod.uid, pod=pod.name, uid=pod.uid)
-        acquired = await self._store.acquire(wish)
+        wish = AcquireRequest(semaphore, 0, _expiration(pod), pod.permit, identity=pod.uid, pod=pod.name, uid=pod.uid)
+        acquired = await self._store.acquire(wish, min(ANSWER_SECONDS, wish.answer_seconds))
         if acquired.outcome is Outcome.GRANTED:
             self._meter.granted(semaphore)
         return acquired.token if acquired.outcome in {Outcome.GRANTED, Outcome.RESUMED} else 0
 
-    async def _let_in(self, semaphore: SemaphoreKey, pod: PodView, token: int) -> Served | Missing | None:
+    async def _renewed(self, semaphore: SemaphoreKey, pod: PodView, until: float) -> bool:
+        """Renew a permit that was granted some time ago; returns whether it is still held."""
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._store.keep(semaphore, pod.permit, pod.name, pod.uid) > 0
+        except TimeoutError as error:
+            raise StoreUnavailableError(f"semaphore {semaphore}: half of a lease was over before an answer") from error
+
+    async def _let_in(self, semaphore: SemaphoreKey, pod: PodView, token: int, until: float) -> Served | Missing | None:
         """Remove our gate where the pod has it, and nothing else; write the token down where its workload reads it."""
         began = self._clock()
         name = self._prefix + pod_annotations.FENCING_TOKEN
@@ -211,7 +227,11 @@ class Effects:
         # Whoever has taken all annotations from a pod must not keep it from coming in.
         if pod.annotations:
             patch.append({"op": "add", "path": f"/metadata/annotations/{pointer(name)}", "value": str(token)})
-        written = await self._kube.patch_pod(pod.namespace, pod.name, patch)
+        try:
+            async with asyncio.timeout_at(until):
+                written = await self._kube.patch_pod(pod.namespace, pod.name, patch)
+        except TimeoutError as error:
+            raise ApiUnavailableError(f"pod {pod.namespace}/{pod.name}: not let in within half of its lease") from error
         if written is Written.DONE:
             message = "pod let in" if pod.gated else "permit granted to a pod that had none"
             logger.info(message, extra=_about(semaphore, pod.permit, pod.name))
@@ -242,6 +262,10 @@ def ungate(pod: PodView, gate: str) -> list[dict[str, Any]]:
         path = f"/spec/schedulingGates/{pod.gates.index(gate)}"
         patch += [{"op": "test", "path": path, "value": {"name": gate}}, {"op": "remove", "path": path}]
     return patch
+
+
+def _expiration(pod: PodView) -> int:
+    return pod.expiration or FALLBACK_EXPIRATION_SECONDS
 
 
 def _about(semaphore: SemaphoreKey, permit: str, pod: str) -> dict[str, str]:

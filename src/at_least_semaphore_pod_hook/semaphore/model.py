@@ -62,6 +62,14 @@ class AcquireRequest(NamedTuple):
     owner: str = ""
     uid: str = ""
 
+    @property
+    def answer_seconds(self) -> float:
+        """How long an answer may take to be relied on: a lease counts from its grant, not from when that is known.
+
+        Half of the lease is what is left then at least, for somebody to renew it.
+        """
+        return self.expiration_seconds / 2
+
 
 class Outcome(StrEnum):
     """How an acquire ended."""

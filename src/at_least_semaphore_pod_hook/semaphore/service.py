@@ -90,7 +90,7 @@ class SemaphoreService:
         """
         deadline = time.monotonic() + timeout
         try:
-            acquired = await self._store.acquire(request, timeout)
+            acquired = await self._store.acquire(request, min(timeout, request.answer_seconds))
             if acquired.outcome not in _NEED_A_STEP:
                 return Admitted(acquired)
             # A length counts as replaced where pods that run under the old one still disagree.
@@ -124,7 +124,7 @@ class SemaphoreService:
             return await self._store.acquire(request._replace(assumed_length=request.length))
         await self._ensure_length(request.key, request.length)
         # Our length had its turn. Whatever it is by now is taken as it is: two sizes that take turns would never end.
-        acquired = await self._store.acquire(request._replace(length=0))
+        acquired = await self._store.acquire(request._replace(length=0), request.answer_seconds)
         if acquired.outcome in _NEED_A_STEP:
             raise StoreUnavailableError(f"semaphore {request.key}: the store lost it while it was created")
         return acquired
