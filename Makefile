@@ -34,10 +34,12 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 	$(BIN)/pytest -q tests/unit
 
 .PHONY: test
-test: install check ## Install what the tests run, and run all of them
+test: install check ## Install what the tests run, and run all of them, faults and nodes beside the rest
 	@tools/test-programs
-	$(BIN)/pytest --durations=20 tests/contract tests/cluster tests/chaos
-	@$(MAKE) --no-print-directory test-node
+	@tools/test-programs node
+	@$(BIN)/python tools/side_by_side.py \
+		product="$(BIN)/pytest --durations=20 tests/contract tests/cluster" \
+		faults="$(BIN)/pytest --durations=20 tests/chaos && $(MAKE) --no-print-directory test-node"
 
 .PHONY: test-node
 test-node: install ## Run the product on real nodes: containerd, runc and kubelet (root; without it, says so and does nothing)

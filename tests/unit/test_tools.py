@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,27 @@ def test_dev_says_how_to_install_cert_manager(tmp_path: Path) -> None:
 def test_dev_runs_skaffold(tmp_path: Path) -> None:
     done = dev(tmp_path, {"skaffold": 'echo "skaffold $*"', "kubectl": "exit 0"})
     assert (done.returncode, done.stdout, done.stderr) == (0, "skaffold dev --port-forward\n", "")
+
+
+SIDE_BY_SIDE = str(Path(__file__).parents[2] / "tools" / "side_by_side.py")
+
+
+def test_commands_side_by_side_are_told_apart_and_the_one_that_failed_is_repeated() -> None:
+    ran = subprocess.run(
+        [sys.executable, SIDE_BY_SIDE, "a=echo one; exit 3", "b=echo two"], check=False, capture_output=True, text=True
+    )
+    assert ran.returncode == 1
+    lines = ran.stdout.splitlines()
+    assert {"a | one", "b | two"} < set(lines)
+    assert lines[lines.index("--- a failed; its last lines:") + 1 :] == ["a | one"]
+
+
+def test_commands_side_by_side_are_interrupted_with_all_that_they_started(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text("import time\nprint('runs', flush=True)\ntime.sleep(60)\n")
+    command = f"a=true && {sys.executable} {script} && true"
+    with subprocess.Popen([sys.executable, SIDE_BY_SIDE, command], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "a | runs\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 130
