@@ -33,6 +33,18 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/unit
 
+.PHONY: docs
+docs: install ## Build the documentation as a site into site/; a dead link or anchor is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+
+.PHONY: reference
+reference: install ## Write the tables of flags, annotations, metrics, Events and chart values anew from the code
+	@$(BIN)/python tools/reference.py
+
+.PHONY: pictures
+pictures: install ## Draw the documentation's pictures anew
+	@$(BIN)/python tools/pictures.py
+
 .PHONY: test
 test: install check ## Install what the tests run, and run all of them, faults and nodes beside the rest
 	@tools/test-programs

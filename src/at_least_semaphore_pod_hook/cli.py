@@ -164,17 +164,30 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         default="",
         type=flags.secret,
         metavar="NAME",
-        text="a Secret of its namespace in which the webhook keeps and rotates a certificate of its own making",
+        text="a Secret of its namespace in which the webhook keeps and rotates a certificate of its own making, "
+        "in place of --certDir",
     )
-    flag("--service-name", default=PROGRAM, type=flags.service, metavar="NAME", text="the Service it is for")
+    flag(
+        "--service-name",
+        default=PROGRAM,
+        type=flags.service,
+        metavar="NAME",
+        text="the Service that this certificate is for",
+    )
     flag(
         "--webhook-configuration",
         default=PROGRAM,
         type=flags.configuration,
         metavar="NAME",
-        text="the configuration to keep its authority in",
+        text="the MutatingWebhookConfiguration that is told to trust it",
     )
-    flag("--certificate-days", default="90", type=flags.days, metavar="DAYS", text="how long it holds")
+    flag(
+        "--certificate-days",
+        default="90",
+        type=flags.days,
+        metavar="DAYS",
+        text="how long it holds; it is rotated when two thirds are over",
+    )
     flag(
         "--certificate-settle-seconds",
         default="300",
@@ -189,7 +202,7 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         metavar="IMAGE",
         text="the sidecar's image",
     )
-    flag("--sidecar-image-pull-policy", default="IfNotPresent", choices=PULL_POLICIES, text="when it is pulled")
+    flag("--sidecar-image-pull-policy", default="IfNotPresent", choices=PULL_POLICIES, text="when that image is pulled")
     flag(
         "--sidecar-memory-limit",
         default="32Mi",
@@ -279,7 +292,7 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         "--fence",
         default="false",
         **flags.BOOLEAN,
-        text="the same, and stop main containers before a lease ends that cannot be renewed; needs native sidecars",
+        text="what --confirm does, and stop main containers before a lease ends that cannot be renewed",
     )
 
 

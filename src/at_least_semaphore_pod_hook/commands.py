@@ -35,10 +35,7 @@ def scope(text: str) -> tuple[str, str]:
 
 def interval(text: str) -> float:
     """Read the seconds between two readings."""
-    found = flags.seconds(text)
-    if found < MIN_INTERVAL_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use seconds from {MIN_INTERVAL_SECONDS}")
-    return found
+    return flags.seconds(text, MIN_INTERVAL_SECONDS)
 
 
 def count(text: str) -> int:

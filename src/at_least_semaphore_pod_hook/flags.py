@@ -98,36 +98,28 @@ def _accepted(parse: Callable[[], T]) -> T:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def port(text: str) -> int:
+def port(text: str, least: int = 0) -> int:
     """Read a port; 0 is any that is free."""
-    if not (text.isascii() and text.isdecimal()) or int(text) > MAX_PORT:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 0 to {MAX_PORT}")
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from {least} to {MAX_PORT}")
     return int(text)
 
 
 def fixed_port(text: str) -> int:
     """Read a port that somebody else has to know."""
-    found = port(text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use a port from 1 to {MAX_PORT}")
-    return found
+    return port(text, 1)
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, least: float = 0, most: float = MAX_GRACE_SECONDS) -> float:
     """Read seconds, with up to three digits after the point."""
-    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or float(text) > MAX_GRACE_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use seconds from 0 to {MAX_GRACE_SECONDS}")
+    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", text, re.ASCII) or not least <= float(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use seconds from {least} to {most}")
     return float(text)
 
 
 def settle_seconds(text: str) -> float:
     """Read how long a change takes to be known everywhere."""
-    found = seconds(text)
-    if not MIN_SETTLE_SECONDS <= found <= MAX_SETTLE_SECONDS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not accepted: use seconds from {MIN_SETTLE_SECONDS} to {MAX_SETTLE_SECONDS}"
-        )
-    return found
+    return seconds(text, MIN_SETTLE_SECONDS, MAX_SETTLE_SECONDS)
 
 
 def days(text: str) -> int:

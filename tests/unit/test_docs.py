@@ -6,35 +6,23 @@ import ast
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
-from at_least_semaphore_pod_hook import cli, flags, kubectl_plugin
+import pictures
+import reference
+from at_least_semaphore_pod_hook import flags, kubectl_plugin
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
-from at_least_semaphore_pod_hook.server import (  # each adds to the registry
-    certificate_metrics,  # noqa: F401
-    metrics,
-    semaphore_metrics,  # noqa: F401
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/helm/*/*.md")], key=str)
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/helm/*/*.md")], key=str)
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
-COMMANDS = ("webhook", "sidecar")
 FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
-
-
-class Flag(NamedTuple):
-    names: tuple[str, ...]
-    variable: str
-    default: str
-    of: str
 
 
 @pytest.fixture(autouse=True)
@@ -48,53 +36,10 @@ def cells(row: str) -> list[str]:
     return [cell.strip() for cell in row.strip().strip("|").split("|")]
 
 
-def documented_flags() -> set[Flag]:
-    _, _, rest = README.read_text().partition("| Flag | Environment variable | Default | Of |")
-    flags = set()
-    for row in rest.partition("\n\n")[0].splitlines()[2:]:
-        names, variable, default, of, _ = cells(row)
-        flags.add(Flag(tuple(CODE.findall(names)), variable.strip("`"), default.strip("`"), of))
-    return flags
-
-
-def offered_flags(command: str) -> dict[tuple[str, ...], tuple[str, str]]:
-    """Return what --help says of each flag: its names, with its variable and its default."""
-    text = subcommand_help(command).partition("\noptions:\n")[2]
-    found = {}
-    for entry in re.split(r"\n  (?=-)", f"\n{text}")[1:]:
-        line = " ".join(entry.split())
-        if line.startswith("-h, "):
-            continue
-        match = re.fullmatch(r".*?(?: \(([^() ]*)\))? \[([A-Z_]+)\]", line)
-        assert match, line
-        names = tuple(re.findall(r"(?<![\w-])--[A-Za-z][A-Za-z-]*", line))
-        found[names] = (match[2], match[1] or "")
-    return found
-
-
-def subcommand_help(command: str) -> str:
-    actions = cli._parser(command)._subparsers
-    assert actions
-    (choices,) = (action.choices for action in actions._group_actions)
-    assert isinstance(choices, dict)
-    text: str = choices[command].format_help()
-    return text
-
-
-def test_the_flags_in_the_readme_are_those_of_help() -> None:
-    offered = {command: offered_flags(command) for command in COMMANDS}
-    flags = set()
-    for names, (variable, default) in {(names, rest) for found in offered.values() for names, rest in found.items()}:
-        of = [command for command in COMMANDS if offered[command].get(names) == (variable, default)]
-        flags.add(Flag(names, variable, default, "both" if len(of) > 1 else of[0]))
-    assert len(flags) > 10
-    assert documented_flags() == flags
-
-
-def test_every_annotation_is_in_the_readme() -> None:
+def test_every_annotation_is_in_the_reference() -> None:
     tree = ast.parse(Path(pod_annotations.__file__).read_text())
     names = {
-        pod_annotations.annotation_prefix() + statement.value.value
+        statement.value.value
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.value, ast.Constant)
@@ -102,22 +47,42 @@ def test_every_annotation_is_in_the_readme() -> None:
         and re.fullmatch(r"[a-z-]+", statement.value.value)
     }
     assert len(names) >= 4
-    documented = {cells(row)[0].strip("`") for row in README.read_text().splitlines() if row.startswith("| `at-least-")}
-    assert documented == names
+    described = {read.name for read in pod_annotations.READ} | {written.name for written in pod_annotations.WRITTEN}
+    assert described == names
 
 
-def test_the_metrics_in_operations_are_those_that_are_registered() -> None:
-    registered = set()
-    for family in metrics.REGISTRY.collect():
-        name = family.name + ("_total" if family.type == "counter" else "")
-        registered.add((name, family.type))
-    text = (ROOT / "docs/operations.md").read_text()
-    documented = {
-        tuple(cell.strip("`") for cell in cells(row)[:2])
-        for row in re.findall(rf"^\| `{metrics.PREFIX}.*", text, re.MULTILINE)
-    }
-    assert registered
-    assert documented == registered
+@pytest.mark.parametrize("path", reference.DOCUMENTS, ids=lambda path: path.name)
+def test_the_reference_is_what_make_reference_writes(path: Path) -> None:
+    text = path.read_text()
+    assert reference.generated(text) == text, "run make reference"
+
+
+def test_every_table_of_the_reference_is_somewhere() -> None:
+    text = "".join(path.read_text() for path in reference.DOCUMENTS)
+    missing = [name for name in reference.BLOCKS if f"<!-- generated: {name} -->" not in text]
+    assert not missing
+
+
+def test_every_flag_with_a_variable_is_in_the_reference() -> None:
+    for command in ("webhook", "sidecar"):
+        named = set(re.findall(r"\[(AT_LEAST_SEMAPHORE_[A-Z_]+)\]", reference.subcommand(command).format_help()))
+        assert {flag.variable for flag in reference.offered(command)} == named
+
+
+def test_variables_of_our_own_do_not_change_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_PORT", "1")
+    assert {flag.default for flag in reference.offered("webhook") if "--port" in flag.names} == {"9443"}
+
+
+def test_what_there_is_more_about_is_a_flag_or_an_annotation() -> None:
+    names = {name for command in ("webhook", "sidecar") for flag in reference.offered(command) for name in flag.names}
+    names |= {read.name for read in pod_annotations.READ} | {written.name for written in pod_annotations.WRITTEN}
+    assert set(reference._SEE) <= names
+
+
+@pytest.mark.parametrize("name", pictures.PICTURES)
+def test_the_pictures_are_what_make_pictures_draws(name: str) -> None:
+    assert (ROOT / "docs/pictures" / name).read_text() == pictures.PICTURES[name]().svg(), "run make pictures"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -183,12 +148,15 @@ def long_flags(help_text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("offered", "heading"),
     [
-        (lambda: subcommand_help("status") + subcommand_help("release"), "| Flag | Of | Meaning |"),
+        (
+            lambda: reference.subcommand("status").format_help() + reference.subcommand("release").format_help(),
+            "| Flag | Of | Meaning |",
+        ),
         (kubectl_plugin._parser().format_help, "| Flag of the plugin | Meaning |"),
     ],
 )
-def test_the_flags_of_what_is_run_by_hand_are_in_operations(offered: Callable[[], str], heading: str) -> None:
-    _, _, rest = (ROOT / "docs/operations.md").read_text().partition(f"{heading}\n")
+def test_the_flags_of_what_is_run_by_hand_are_in_status(offered: Callable[[], str], heading: str) -> None:
+    _, _, rest = (ROOT / "docs/status.md").read_text().partition(f"{heading}\n")
     rows = rest.partition("\n\n")[0].splitlines()[1:]
     documented = {name for row in rows for name in CODE.findall(cells(row)[0]) if name.startswith("--")}
     assert documented == long_flags(offered())

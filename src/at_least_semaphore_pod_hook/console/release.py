@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.console.reaching import reach
+from at_least_semaphore_pod_hook.controller.events import RELEASED
 from at_least_semaphore_pod_hook.controller.kube import Reference, Written
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError
 from at_least_semaphore_pod_hook.overview.tables import printable
@@ -97,7 +98,9 @@ async def _report(kube: Kube, semaphore: SemaphoreKey, pod: PodView) -> None:
     regarding = Reference("v1", "Pod", pod.namespace, pod.name, pod.uid)
     note = f"permit of {semaphore} released by hand"
     try:
-        written = await kube.create_event(regarding, "PermitReleased", note, action="Release", warning=not pod.finished)
+        written = await kube.create_event(
+            regarding, RELEASED.reason, note, action=RELEASED.action, warning=not pod.finished
+        )
     except ApiUnavailableError as error:
         logger.warning("Events cannot be written", extra={"reason": str(error)})
         return

@@ -8,6 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from at_least_semaphore_pod_hook.controller import events
 from at_least_semaphore_pod_hook.controller.decide import Reason
 from at_least_semaphore_pod_hook.controller.kube import Reference
 from at_least_semaphore_pod_hook.errors import ApiForbiddenError, UnavailableError
@@ -15,6 +16,7 @@ from at_least_semaphore_pod_hook.errors import ApiForbiddenError, UnavailableErr
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from at_least_semaphore_pod_hook.controller.events import Event
     from at_least_semaphore_pod_hook.controller.kube import Kube
     from at_least_semaphore_pod_hook.controller.pods import PodView
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
@@ -41,10 +43,8 @@ RECLAIMED_AS = {
 
 class _Report(NamedTuple):
     regarding: Reference
-    reason: str
+    event: Event
     note: str
-    action: str
-    warning: bool
     at: float
 
 
@@ -111,34 +111,34 @@ class Reports:
             holders: The names of all pods that hold one.
         """
         note = waiting_note(semaphore, position, waiters, length, holders)
-        self._report(_reference(pod), "WaitingForPermit", note, "Wait")
+        self._report(_reference(pod), events.WAITING, note)
 
     def granted(self, semaphore: SemaphoreKey, pod: PodView, seconds: float) -> None:
         """Tell that a pod has got a permit after having waited for so long."""
         note = f"got a permit of {semaphore} after {duration(seconds)}"
-        self._report(_reference(pod), "PermitGranted", note, "Grant")
+        self._report(_reference(pod), events.GRANTED, note)
 
     def reclaimed(self, semaphore: SemaphoreKey, pod: PodView, reason: Reason) -> None:
         """Tell that a pod's permit was taken back because of what the API showed."""
         note = f"permit of {semaphore} taken back: {RECLAIMED_AS[reason]}"
-        self._report(_reference(pod), "PermitReclaimed", note, "Reclaim")
+        self._report(_reference(pod), events.RECLAIMED, note)
 
     def silent(self, semaphore: SemaphoreKey, pod: PodView) -> None:
         """Tell that a permit is kept for a pod whose sidecar does not renew it any more."""
         sidecar = f" {pod.sidecar.container.name}" if pod.sidecar else ""
         note = f"permit of {semaphore} kept for the pod, though its sidecar{sidecar} does not renew it: see its log"
-        self._report(_reference(pod), "SidecarSilent", note, "Keep", warning=True)
+        self._report(_reference(pod), events.SILENT, note)
 
     def late(self, semaphore: SemaphoreKey, pod: PodView, length: int) -> None:
         """Tell that a pod exists without a permit, and that the semaphore is full."""
         taken = f"its {length} permits are" if length != 1 else "its permit is"
         note = f"the pod has no permit of {semaphore}: {taken} held by others. It gets the next one that is free"
-        self._report(_reference(pod), "WithoutPermit", note, "Wait", warning=True)
+        self._report(_reference(pod), events.LATE, note)
 
     def woken(self, semaphore: SemaphoreKey, owner: Reference) -> None:
         """Tell that the owner of denied pods was touched, so that it tries again."""
         note = f"a permit of {semaphore} is free: a pod that was denied can be created now"
-        self._report(owner, "Woken", note, "Wake", again_seconds=OWNER_SECONDS)
+        self._report(owner, events.WOKEN, note, again_seconds=OWNER_SECONDS)
 
     async def run(self) -> None:
         """Write Events until cancelled."""
@@ -147,36 +147,29 @@ class Reports:
             await asyncio.sleep(self._bucket.take())
             await self._write(report)
 
-    def _report(
-        self,
-        regarding: Reference,
-        reason: str,
-        note: str,
-        action: str,
-        *,
-        warning: bool = False,
-        again_seconds: float = math.inf,
-    ) -> None:
+    def _report(self, regarding: Reference, event: Event, note: str, *, again_seconds: float = math.inf) -> None:
         now = self._clock()
-        told = self._told.pop((regarding.uid, reason), -math.inf)
+        told = self._told.pop((regarding.uid, event.reason), -math.inf)
         if now - told >= again_seconds or told == -math.inf:
             try:
-                self._queue.put_nowait(_Report(regarding, reason, note, action, warning, self._wall_clock()))
+                self._queue.put_nowait(_Report(regarding, event, note, self._wall_clock()))
             except asyncio.QueueFull:
                 # It is not remembered, so that it is told where it comes up once more.
                 self._on_drop()
                 return
             told = now
         # Put in anew, at the end: what has not come up for longest is forgotten first.
-        self._told[regarding.uid, reason] = told
+        self._told[regarding.uid, event.reason] = told
         if len(self._told) > REMEMBERED:
             del self._told[next(iter(self._told))]
 
     async def _write(self, report: _Report) -> None:
         """Write an Event, once: it is no loss that would be worth another try."""
-        regarding, reason, note, action, warning, at = report
+        regarding, event, note, at = report
         try:
-            await self._kube.create_event(regarding, reason, note, action=action, warning=warning, at=at)
+            await self._kube.create_event(
+                regarding, event.reason, note, action=event.action, warning=event.warning, at=at
+            )
         except ApiForbiddenError as error:
             self._on_drop()
             # It may be one namespace's quota alone, with others' Events written in between: said once and for all.
@@ -185,7 +178,7 @@ class Reports:
                 logger.warning("Events may not be written", extra={"reason": str(error)})
         except UnavailableError as error:
             self._on_drop()
-            self._told.pop((regarding.uid, reason), None)
+            self._told.pop((regarding.uid, event.reason), None)
             if not self._failing:
                 self._failing = True
                 logger.warning("Events cannot be written", extra={"reason": str(error)})

@@ -8,7 +8,7 @@ from at_least_semaphore_pod_hook.server.metrics import PREFIX, REGISTRY
 
 TRUSTED = Gauge(
     f"{PREFIX}certificate_trusted",
-    "1 while the API server is told to trust the certificate that is served.",
+    "1 while the API server is told to trust the self-managed certificate that is served.",
     registry=REGISTRY,
 )
 ROTATIONS = Counter(

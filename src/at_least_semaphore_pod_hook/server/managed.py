@@ -13,6 +13,7 @@ from at_least_semaphore_pod_hook.certificates.manager import Settings as Wanted
 from at_least_semaphore_pod_hook.certificates.objects import Objects, SecretView
 from at_least_semaphore_pod_hook.controller.configuration import own_namespace
 from at_least_semaphore_pod_hook.controller.connection import Connection
+from at_least_semaphore_pod_hook.controller.events import CERTIFICATE_REPLACED
 from at_least_semaphore_pod_hook.controller.kube import Kube, Reference
 from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 from at_least_semaphore_pod_hook.errors import UnavailableError
@@ -88,7 +89,13 @@ class ManagedCertificate:
         note = "the Secret held no usable certificate of the webhook; it was replaced"
         try:
             if self._kube:
-                await self._kube.create_event(about, "CertificateReplaced", note, action="Replace", warning=True)
+                await self._kube.create_event(
+                    about,
+                    CERTIFICATE_REPLACED.reason,
+                    note,
+                    action=CERTIFICATE_REPLACED.action,
+                    warning=CERTIFICATE_REPLACED.warning,
+                )
         except UnavailableError as error:
             logger.warning("Event not written", extra={"reason": str(error)})
 

@@ -16,7 +16,10 @@ REGISTRY = CollectorRegistry()
 PREFIX = "at_least_semaphore_pod_hook_"
 
 ADMISSIONS = Counter(
-    f"{PREFIX}admissions", "Admissions by decision and status code.", ("decision", "code"), registry=REGISTRY
+    f"{PREFIX}admissions",
+    "Admissions by decision (allowed, patched, denied, errored) and status code.",
+    ("decision", "code"),
+    registry=REGISTRY,
 )
 ADMISSION_SECONDS = Histogram(
     f"{PREFIX}admission_seconds",
@@ -27,11 +30,19 @@ ADMISSION_SECONDS = Histogram(
 BAD_REQUESTS = Counter(
     f"{PREFIX}bad_requests", "Requests that were no admission, by HTTP status.", ("status",), registry=REGISTRY
 )
-RECLAIMED = Counter(f"{PREFIX}reclaimed_permits", "Expired permits that a sweep took back.", registry=REGISTRY)
-STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers the sweep.", registry=REGISTRY)
+RECLAIMED = Counter(
+    f"{PREFIX}reclaimed_permits", "Expired permits that a sweep of this replica took back.", registry=REGISTRY
+)
+STORE_UP = Gauge(f"{PREFIX}store_up", "1 while the store answers this replica's sweep.", registry=REGISTRY)
 LEADING = Gauge(f"{PREFIX}leading", "1 while this replica is the one whose controller works.", registry=REGISTRY)
-KUBERNETES_UP = Gauge(f"{PREFIX}kubernetes_api_up", "1 while the API server answers.", registry=REGISTRY)
-CERTIFICATE_RELOADS = Counter(f"{PREFIX}certificate_reloads", "Serving certificates taken up.", registry=REGISTRY)
+KUBERNETES_UP = Gauge(
+    f"{PREFIX}kubernetes_api_up",
+    "1 while the API server tells the leading replica of pods; 0 has no effect on admissions.",
+    registry=REGISTRY,
+)
+CERTIFICATE_RELOADS = Counter(
+    f"{PREFIX}certificate_reloads", "Serving certificates taken up, the first one included.", registry=REGISTRY
+)
 CERTIFICATE_EXPIRES = Gauge(
     f"{PREFIX}certificate_expires_timestamp_seconds",
     "When the serving certificate ends, in seconds since the epoch; NaN where it does not say so to a client.",

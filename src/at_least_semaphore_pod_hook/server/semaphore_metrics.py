@@ -53,24 +53,28 @@ class SemaphoreMetrics(Collector):
         )
         self._reclaims = Counter(
             f"{PREFIX}reclaims",
-            "Permits taken back because of what the API showed, by reason.",
+            "Permits taken back because of what the API showed: gone, finished, ended, deleted, never_stored.",
             (*LABELS, "reason"),
             registry=registry,
         )
         self._handovers = Histogram(
             f"{PREFIX}handover_seconds",
-            "Seconds from a permit known to be free to the gate of the next waiter gone.",
+            "Seconds from a permit known to be free until the gate of the next waiter was gone.",
             LABELS,
             buckets=HANDOVER_BUCKETS,
             registry=registry,
         )
         self._removals = Histogram(
             f"{PREFIX}gate_removal_seconds",
-            "Seconds from a grant in the store to the pod's gate gone.",
+            "Seconds from a grant in the store until the pod's gate was gone, of all semaphores.",
             buckets=GATE_BUCKETS,
             registry=registry,
         )
-        self._drops = Counter(f"{PREFIX}events_dropped", "Kubernetes Events that were not written.", registry=registry)
+        self._drops = Counter(
+            f"{PREFIX}events_dropped",
+            "Kubernetes Events that were not written: too many at once, or refused.",
+            registry=registry,
+        )
         registry.register(self)
 
     def show(self, semaphore: SemaphoreKey, figures: Figures | None) -> None:
@@ -141,8 +145,8 @@ def gauges(shown: dict[SemaphoreKey, Figures], now: float) -> list[Metric]:
         for name, documentation in (
             ("length", "Permits that there are."),
             ("free", "Permits that nobody holds."),
-            ("held", "Permits that are held."),
-            ("waiting", "Pods that wait for a permit before their work begins."),
+            ("held", "Permits that are held; more than the length while a shrunk semaphore drains."),
+            ("waiting", "Pods that wait for a permit before their work begins: behind a gate, or for their sidecar."),
             ("oldest_wait_seconds", "For how long the pod has waited that has waited longest; 0 where none waits."),
         )
     ]
@@ -153,8 +157,14 @@ def gauges(shown: dict[SemaphoreKey, Figures], now: float) -> list[Metric]:
     late = sum(figures.late for figures in shown.values()) if shown else None
     return [
         *families,
-        GaugeMetricFamily(f"{PREFIX}suspect_permits", "Permits kept for pods whose sidecar is silent.", value=suspects),
-        GaugeMetricFamily(f"{PREFIX}unpermitted_pods", "Pods that exist without a permit.", value=late),
+        GaugeMetricFamily(
+            f"{PREFIX}suspect_permits",
+            "Permits kept for pods whose sidecar is silent, of all semaphores.",
+            value=suspects,
+        ),
+        GaugeMetricFamily(
+            f"{PREFIX}unpermitted_pods", "Pods that exist without a permit, of all semaphores.", value=late
+        ),
     ]
 
 
