@@ -128,7 +128,9 @@ def source_messages() -> set[str]:
 
 def test_every_message_in_troubleshooting_is_in_the_source() -> None:
     text = (ROOT / "docs/troubleshooting.md").read_text()
+    symptoms, _, _ = text.partition("\n## Refusals of a pod\n")
     documented = re.findall(r"^(?:### |\| )`([^`]+)`", text, re.MULTILINE)
+    documented += re.findall(r"^ *- `([^`]+)`", symptoms, re.MULTILINE)
     assert len(documented) > 50
     messages = source_messages()
     missing = [wanted for wanted in documented if not any(wanted in message for message in messages)]
