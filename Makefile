@@ -35,7 +35,7 @@ check: install ## Format, lint, types, import layers and unit tests, in seconds
 
 .PHONY: docs
 docs: install ## Build the documentation as a site into site/; a dead link or anchor is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --clean
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 .PHONY: reference
 reference: install ## Write the tables of flags, annotations, metrics, Events and chart values anew from the code

@@ -134,11 +134,10 @@ def _more(name: str) -> str:
 
 def _flags(found: Iterable[Flag]) -> str:
     return table(
-        ("Flag", "Environment variable", "Default", "Accepted", "Meaning"),
+        ("Flag, environment variable", "Default", "Accepted", "Meaning"),
         (
             (
-                ", ".join(f"`{name}`" for name in flag.names),
-                f"`{flag.variable}`",
+                f"{', '.join(f'`{name}`' for name in flag.names)}<br>`{flag.variable}`",
                 flag.default and f"`{flag.default}`",
                 cell(flag.accepted),
                 cell(flag.meaning) + _more(flag.names[0]),

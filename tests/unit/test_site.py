@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -31,13 +32,37 @@ class Fetched(HTMLParser):
             self.addresses.append(given[FETCHED[tag]] or "")
 
 
+def build(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    # Not --quiet: what is not logged is not counted as an error either.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(directory), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = build(directory)
     assert done.returncode == 0, done.stderr
     return directory
+
+
+def test_dead_links_are_errors(tmp_path: Path) -> None:
+    dead = ["concepts.md#no-such-anchor", "no-such-page.md", "../no-such-file", "../README.md#no-such-heading"]
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=_not_documents)
+    page = tmp_path / "copy/docs/status.md"
+    page.write_text(page.read_text() + "".join(f"\n[dead]({link})\n" for link in dead))
+    done = build(tmp_path / "site", "--config-file", str(tmp_path / "copy/mkdocs.yml"))
+    assert done.returncode != 0
+    warnings = [line for line in done.stderr.splitlines() if "Doc file 'status.md' contains" in line]
+    assert len(warnings) == len(dead), done.stderr
+
+
+def _not_documents(directory: str, names: list[str]) -> set[str]:
+    """Leave out what the site is not made of."""
+    if Path(directory) == ROOT:
+        wanted = {"docs", "deploy", "tools", "mkdocs.yml", "LICENSE"}
+        return {name for name in names if name not in wanted and not name.endswith(".md")}
+    return {name for name in names if name == "__pycache__"}
 
 
 def test_the_site_has_a_page_for_each_document(site: Path) -> None:
