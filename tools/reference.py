@@ -45,6 +45,8 @@ _SEE = {
     "--lock-mode": "operations.md#high-availability",
     "--certificate-secret": "certificates.md#self-managed",
     "--certificate-settle-seconds": "certificates.md#self-managed",
+    "--client-ca-file": "security.md#only-the-api-server",
+    "--client-names": "security.md#only-the-api-server",
     "--status-page": "status.md#status-page",
     "--metrics-bind-address": "monitoring.md#metrics",
     "--health-probe-bind-address": "monitoring.md#probes",

@@ -196,6 +196,20 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         text="how long API servers and replicas get to hear of a change before the next step of a rotation",
     )
     flag(
+        "--client-ca-file",
+        default="",
+        metavar="FILE",
+        text="take admissions only from clients with a certificate of these authorities; read again when it changes",
+    )
+    flag(
+        "--client-names",
+        default="",
+        type=flags.names,
+        action=flags.Append,
+        metavar="NAME,…",
+        text="and with one of these names, as common or alternative name; any, where none is given",
+    )
+    flag(
         "--sidecar-image",
         default=f"{PROGRAM}:{__version__}",
         type=flags.image,

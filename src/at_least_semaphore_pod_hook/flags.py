@@ -129,6 +129,16 @@ def days(text: str) -> int:
     return int(text)
 
 
+def names(text: str) -> tuple[str, ...]:
+    """Read names of certificates, with commas between them, or nothing."""
+    found = tuple(text.split(",")) if text else ()
+    if not all(re.fullmatch(r"[ -+\--~]{1,253}", name, re.ASCII) for name in found):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not accepted: use names of certificates with commas between them"
+        )
+    return found
+
+
 def quantity(text: str) -> str:
     """Read a Kubernetes quantity of memory."""
     if not re.fullmatch(r"[1-9]\d{0,12}(Ki|Mi|Gi|k|M|G)?", text, re.ASCII):

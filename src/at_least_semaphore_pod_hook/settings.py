@@ -44,6 +44,8 @@ class Webhook(NamedTuple):
         certificate_secret: The Secret that the webhook keeps its certificate in; empty where it is in `cert_dir`.
         service_name: The Service that the certificate is for.
         webhook_configuration: The MutatingWebhookConfiguration that is told to trust it.
+        client_ca_file: Authorities of which clients have to show a certificate; empty where none is asked for.
+        client_names: One of these names it has to have then; none for any.
         release_gates: Whether to remove our gate from all pods that wait, and end, in place of serving.
     """
 
@@ -56,6 +58,8 @@ class Webhook(NamedTuple):
     webhook_configuration: str
     certificate_days: int
     certificate_settle_seconds: float
+    client_ca_file: str
+    client_names: tuple[str, ...]
     sidecar_image: str
     sidecar_image_pull_policy: str
     sidecar_memory_limit: str

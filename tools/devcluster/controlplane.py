@@ -23,6 +23,8 @@ _START_SECONDS = 90.0
 _REQUEST_SECONDS = 30.0
 _RESTART_GRACE_SECONDS = 0.5
 _ISSUER = "https://kubernetes.default.svc"
+WEBHOOK_CLIENT = "kube-apiserver-webhook-client"
+"""The name in the certificate that the API server shows to those webhooks that ask for one."""
 _SERVER_NAMES = ("localhost", "127.0.0.1", "10.0.0.1", "kubernetes", "kubernetes.default", "kubernetes.default.svc")
 
 
@@ -159,8 +161,10 @@ class ControlPlane:
         tokens = self.directory / "tokens.csv"
         tokens.touch(mode=0o600)
         tokens.write_text(f'{self.token},admin,admin,"system:masters"\n')
+        shown, shown_key = self._authority.issue_client("webhook-client", WEBHOOK_CLIENT, ())
         argv = [
             str(self.binaries["kube-apiserver"]),
+            f"--admission-control-config-file={_show_to_webhooks(self.directory, shown, shown_key)}",
             f"--etcd-servers={self.etcd.url}",
             "--bind-address=127.0.0.1",
             "--advertise-address=127.0.0.1",
@@ -269,3 +273,27 @@ class ControlPlane:
         status = {"capacity": resources, "allocatable": resources, "conditions": [ready], "addresses": [address]}
         path = f"/api/v1/nodes/{self.node}/status"
         self.request("PATCH", path, {"status": status}, "application/strategic-merge-patch+json")
+
+
+def _show_to_webhooks(directory: Path, certificate: Path, key: Path) -> Path:
+    """Write what has the API server show a certificate to all webhooks that ask for one; return the file to name."""
+    kubeconfig = directory / "webhooks.kubeconfig"
+    kubeconfig.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "users": [{"name": "*", "user": {"client-certificate": str(certificate), "client-key": str(key)}}],
+            }
+        )
+    )
+    configuration = {
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "WebhookAdmissionConfiguration",
+        "kubeConfigFile": str(kubeconfig),
+    }
+    path = directory / "admission.json"
+    plugin = {"name": "MutatingAdmissionWebhook", "configuration": configuration}
+    whole = {"apiVersion": "apiserver.config.k8s.io/v1", "kind": "AdmissionConfiguration", "plugins": [plugin]}
+    path.write_text(json.dumps(whole))
+    return path

@@ -13,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.server import metrics
+from at_least_semaphore_pod_hook.server.callers import admits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from at_least_semaphore_pod_hook.admission.handler import Answer
 
@@ -67,13 +68,13 @@ class Handler(Protocol):
         ...
 
 
-def admission_app(handler: Handler) -> Application:
-    """Serve `POST /mutate`."""
+def admission_app(handler: Handler, client_names: Collection[str] = ()) -> Application:
+    """Serve `POST /mutate`, where there are `client_names`, to clients with a certificate of one of them alone."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
         try:
-            timeout = _checked(scope)
+            timeout = _checked(scope, client_names)
             body = await _body(scope, receive)
             answer = await handler.handle(body, timeout)
         except HttpError as error:
@@ -88,7 +89,9 @@ def admission_app(handler: Handler) -> Application:
     return app
 
 
-def _checked(scope: Scope) -> float:
+def _checked(scope: Scope, client_names: Collection[str]) -> float:
+    if client_names and not admits(client_names, scope["state"]["certificate"]):
+        raise HttpError(403, "admissions are not taken from this client: its certificate has another name")
     if scope["path"] != "/mutate":
         raise HttpError(404, f"no such path: {scope['path'][:80]!a}; admissions are POSTed to /mutate")
     if scope["method"] != "POST":

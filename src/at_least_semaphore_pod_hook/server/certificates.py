@@ -54,10 +54,12 @@ def take_up(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
     """
     with _file("tls.crt", certificate) as certificate_file, _file("tls.key", key) as key_file:
         # A pair that is no good must not reach the live context, which would lose the one that it has.
-        for each in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), context):
+        tried = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        for each in (tried, context):
             each.load_cert_chain(certificate_file, key_file)
     metrics.CERTIFICATE_RELOADS.inc()
-    metrics.CERTIFICATE_EXPIRES.set(_expires(context))
+    # The live one may ask its clients for a certificate.
+    metrics.CERTIFICATE_EXPIRES.set(_expires(tried))
 
 
 @contextmanager

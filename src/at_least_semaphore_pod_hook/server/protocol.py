@@ -1,4 +1,4 @@
-"""Two things that uvicorn's HTTP protocol leaves to be wished for."""
+"""What uvicorn's HTTP protocol leaves to be wished for."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ class _JoiningTransport:
 class WebhookProtocol(HttpToolsProtocol):
     """uvicorn's protocol, which joins a response's writes, and ends refused requests and idle connections.
 
+    An application finds a client's certificate, where one was asked for, as `scope["state"]["certificate"]`.
+
     Closing a TLS connection waits for the other side's end, and whatever that sends until then is read. So a connection
     whose request was refused before all of it was read is cut off, a moment after the answer.
     """
@@ -59,6 +61,7 @@ class WebhookProtocol(HttpToolsProtocol):
     ) -> None:
         """Take a connection up."""
         super().connection_made(cast("asyncio.Transport", _JoiningTransport(transport, self.loop)))
+        self.app_state = {"certificate": transport.get_extra_info("peercert")}
 
     def on_response_complete(self) -> None:
         """Leave the client a moment to read the answer in."""

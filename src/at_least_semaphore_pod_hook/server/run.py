@@ -23,6 +23,7 @@ from at_least_semaphore_pod_hook.controller.survey import Survey
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.server import app, logs, metrics
+from at_least_semaphore_pod_hook.server.callers import Callers
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
@@ -153,8 +154,17 @@ def _certificate(settings: Webhook) -> Certificate:
     return certificate
 
 
+def _callers(settings: Webhook, certificate: Certificate) -> list[Callers]:
+    if not settings.client_ca_file:
+        return []
+    callers = Callers(settings.client_ca_file, certificate.context)
+    callers.load()
+    return [callers]
+
+
 async def _serve(settings: Webhook) -> None:
     certificate = _certificate(settings)
+    callers = _callers(settings, certificate)
     store = open_store(settings.common.queue)
     survey = Survey(annotation_prefix(settings.variant))
     service = SemaphoreService(store, make_lock(settings), survey=survey, on_reclaim=_count_reclaimed)
@@ -176,7 +186,9 @@ async def _serve(settings: Webhook) -> None:
         return 200, b"text/plain", b"ok\n"
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
-    admissions = make_server(app.admission_app(handler), settings.host, settings.port, certificate)
+    admissions = make_server(
+        app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate
+    )
     feed = _status_feed(settings, store, survey)
     servers = [admissions, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
@@ -189,6 +201,7 @@ async def _serve(settings: Webhook) -> None:
             _sweep(service),
             _control(settings, store, service, survey),
             *([feed.run()] if feed else []),
+            *(each.follow() for each in callers),
         )
     ]
     serving = [asyncio.create_task(_run(server)) for server in servers]
