@@ -17,6 +17,10 @@ class StoreUnavailableError(UnavailableError):
     """The store did not answer in time. What was sent may or may not have been applied."""
 
 
+class DataVersionError(StoreUnavailableError):
+    """The store's data is of a version that this program does not understand. Nothing was changed."""
+
+
 class LockUnavailableError(UnavailableError):
     """The lock could not be had in time."""
 

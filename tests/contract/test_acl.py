@@ -44,6 +44,8 @@ async def test_every_operation_of_the_store(server: Server) -> None:
     store = open_redis_store(Address("127.0.0.1", server.port, username="semaphores", password=PASSWORD))
     changes = store.changes()
     try:
+        assert await store.version() == 0
+        assert await store.mark(1) == 1
         step = await store.begin(KEY, Fence("redlock", 0))
         await store.set_length(KEY, 1, step.fence)
         wish = AcquireRequest(KEY, 1, 60, "a", "identity", owner="Job/b")

@@ -11,6 +11,7 @@ from at_least_semaphore_pod_hook.controller.connection import Connection
 from at_least_semaphore_pod_hook.controller.kube import Kube
 from at_least_semaphore_pod_hook.controller.pod_decoder import PodDecoder
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError, InvalidInputError
+from at_least_semaphore_pod_hook.semaphore.versions import VersionedStore
 from at_least_semaphore_pod_hook.stores.opening import open_store
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ async def reach(access: Access, instance: str) -> AsyncGenerator[Reached]:
     name = f"{access.variant}-{SIDECAR_NAME}" if access.variant else SIDECAR_NAME
     if access.queue.kind == "memory":
         raise InvalidInputError("memory:// is the webhook's own memory, seen by nobody else: use its --status-page")
-    store = open_store(access.queue)
+    store = VersionedStore(open_store(access.queue), marks=False).store
     kube = None
     try:
         kube = Kube(Connection.open(access.kubeconfig), PodDecoder(prefix, name), instance=instance)

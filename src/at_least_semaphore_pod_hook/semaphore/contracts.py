@@ -124,6 +124,22 @@ class Store(Protocol):
         """Name every semaphore that has held permits; one may come twice."""
         ...
 
+    async def version(self) -> int:
+        """Return the version that the data is marked with; 0 where there is no mark.
+
+        There is none before the first use, and after a loss of all data. Raises DataVersionError where the mark is no
+        version.
+        """
+        ...
+
+    async def mark(self, version: int) -> int:
+        """Mark the data with a version, unless it is marked with a later one. Returns what the mark is then.
+
+        It is written in either case, so that whoever may not write finds out. Raises DataVersionError where the mark is
+        no version, and leaves it as it is.
+        """
+        ...
+
     async def close(self) -> None:
         """Let go of connections."""
         ...

@@ -20,14 +20,14 @@ from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTe
 from at_least_semaphore_pod_hook.controller import runner
 from at_least_semaphore_pod_hook.controller.release_gates import release_gates
 from at_least_semaphore_pod_hook.controller.survey import Survey
-from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
+from at_least_semaphore_pod_hook.errors import DataVersionError, InvalidInputError
 from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.callers import Callers
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
-from at_least_semaphore_pod_hook.stores.opening import open_store
+from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_ended, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LEASE = "at-least-semaphore-pod-hook"
-SWEEP_SECONDS = 5.0
 DRAIN_SECONDS = 12
 """How long admissions under way may take at the end. With the pod's preStop pause, and what is given back after it, it
 stays within a grace period of 30 s."""
@@ -73,6 +72,9 @@ def main(settings: Webhook) -> int:
     except InvalidInputError as error:
         sys.stderr.write(f"at-least-semaphore-pod-hook: {error}\n")
         return 2
+    except DataVersionError as error:
+        logger.error("store refused", extra={"reason": str(error)})  # noqa: TRY400 - the reason is all there is to say
+        return 1
     except OSError as error:
         logger.error("not started", extra={"reason": str(error)})  # noqa: TRY400 - the reason is all there is to say
         return 1
@@ -165,7 +167,8 @@ def _callers(settings: Webhook, certificate: Certificate) -> list[Callers]:
 async def _serve(settings: Webhook) -> None:
     certificate = _certificate(settings)
     callers = _callers(settings, certificate)
-    store = open_store(settings.common.queue)
+    versioned = await open_understood(settings.common.queue)
+    store = versioned.store
     survey = Survey(annotation_prefix(settings.variant))
     service = SemaphoreService(store, make_lock(settings), survey=survey, on_reclaim=_count_reclaimed)
     handler = AdmissionHandler(
@@ -198,12 +201,12 @@ async def _serve(settings: Webhook) -> None:
         asyncio.create_task(work)
         for work in (
             certificate.follow(),
-            _sweep(service),
             _control(settings, store, service, survey),
             *([feed.run()] if feed else []),
             *(each.follow() for each in callers),
         )
     ]
+    sweeping = asyncio.create_task(sweep(service, versioned))
     serving = [asyncio.create_task(_run(server)) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
     try:
@@ -219,22 +222,23 @@ async def _serve(settings: Webhook) -> None:
                     "store": str(settings.common.queue),
                 },
             )
-        await asyncio.wait([stopped, *serving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, sweeping, *serving], return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.set()
-        for task in background:
+        for task in (sweeping, *background):
             task.cancel()
         # Probes and metrics are served until the last admission is answered.
         results: list[BaseException | None] = []
         for server, task in zip(servers, serving, strict=True):
             server.should_exit = True
             results += await asyncio.gather(task, return_exceptions=True)
-        await asyncio.gather(stopped, *background, return_exceptions=True)
+        await asyncio.gather(stopped, sweeping, *background, return_exceptions=True)
         await service.close()
         logger.info("webhook stopped")
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    raise_ended(sweeping)
 
 
 def _status_feed(settings: Webhook, store: Store, survey: Survey) -> Feed | None:
@@ -295,26 +299,6 @@ def _listening(server: uvicorn.Server) -> str:
 
 def _count_reclaimed(_key: SemaphoreKey, count: int) -> None:
     metrics.RECLAIMED.inc(count)
-
-
-async def _sweep(service: SemaphoreService) -> None:
-    """Take expired permits back, whether anyone asks for one or not."""
-    up: bool | None = None
-    while True:
-        try:
-            await service.sweep()
-            if up is False:
-                logger.info("store answers again")
-            up = True
-        except UnavailableError as error:
-            if up is not False:
-                logger.error("store does not answer", extra={"reason": str(error)})  # noqa: TRY400
-            up = False
-        except Exception:
-            # Whatever it is that one sweep stumbles over, the next one is needed all the same.
-            logger.exception("sweep failed unexpectedly")
-        metrics.STORE_UP.set(bool(up))
-        await asyncio.sleep(SWEEP_SECONDS)
 
 
 def _control(settings: Webhook, store: Store, service: SemaphoreService, survey: Survey) -> Coroutine[Any, Any, None]:

@@ -21,6 +21,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreState,
     Step,
 )
+from at_least_semaphore_pod_hook.semaphore.versions import read_mark
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -73,6 +74,7 @@ class MemoryStore:
         self.epoch = 0
         self._clock = clock
         self._semaphores: dict[SemaphoreKey, _Semaphore] = {}
+        self._mark = ""
         self._listeners: list[asyncio.Queue[SemaphoreKey]] = []
 
     def _now_ms(self) -> int:
@@ -266,6 +268,15 @@ class MemoryStore:
         """See `Store.semaphores`."""
         for key in [key for key, semaphore in self._semaphores.items() if semaphore.permits]:
             yield key
+
+    async def version(self) -> int:
+        """See `Store.version`."""
+        return read_mark(self._mark)
+
+    async def mark(self, version: int) -> int:
+        """See `Store.mark`."""
+        self._mark = str(max(version, read_mark(self._mark)))
+        return int(self._mark)
 
     async def close(self) -> None:
         """See `Store.close`."""

@@ -76,6 +76,7 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
     assert (await store.acquire(wish("b", 2))).outcome is Outcome.GRANTED
     assert (await store.acquire(wish("c", 2, owner="Job/c"))).outcome is Outcome.FULL
     assert (await store.state(KEY)).denied == ("Job/c",)
+    assert (await store.version(), await store.mark(1)) == (0, 1)
     await store.forget_denied(KEY, "Job/c")
     assert await store.release(KEY, "a", ended=True) is True
     async with asyncio.timeout(8):

@@ -36,6 +36,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreState,
     Step,
 )
+from at_least_semaphore_pod_hook.semaphore.versions import read_mark
 from at_least_semaphore_pod_hook.stores.etcd import decisions, guarded
 from at_least_semaphore_pod_hook.stores.etcd.access import Access, pause, translated
 from at_least_semaphore_pod_hook.stores.etcd.acquiring import Acquiring
@@ -55,6 +56,7 @@ TIMEOUT_SECONDS: Final = 5.0
 ENDPOINT_SECONDS: Final = 1.0
 MAX_DENIED_NAMED: Final = 100
 STATE_PIECE: Final = 1000
+MARK_KEY: Final = b"queue/version"
 STATE_READS: Final = 3
 """How often a semaphore is read anew whose holders change while they are asked about."""
 
@@ -241,6 +243,26 @@ class EtcdStore:
             async for key in named(self._client):
                 yield key
 
+    async def version(self) -> int:
+        """See `Store.version`."""
+        async with self._access.answering():
+            answer = await self._access.txn([], [Operation(request_range=Range(MARK_KEY))])
+        return _marked(answer)[0]
+
+    async def mark(self, version: int) -> int:
+        """See `Store.mark`."""
+        read = Operation(request_range=Range(MARK_KEY))
+        async with self._access.answering():
+            answer = await self._access.txn([], [read])
+            for conflicts in itertools.count():
+                found, revision = _marked(answer)
+                put = Operation(request_put=Put(MARK_KEY, str(max(found, version)).encode()))
+                answer = await self._access.txn([unchanged(MARK_KEY, revision)], [put], [read])
+                if answer.succeeded:
+                    break
+                await pause(conflicts)
+        return max(found, version)
+
     async def close(self) -> None:
         """See `Store.close`. What is under way in the background has a moment to end."""
         await self._access.background.close(ENDPOINT_SECONDS)
@@ -254,6 +276,14 @@ class EtcdStore:
                 request = flow.send(await self._client.exchange(*request))
         except StopIteration as end:
             return end.value
+
+
+def _marked(answer: TxnResponse) -> tuple[int, int]:
+    """Return the version that the data is marked with, and the revision that wrote the mark; 0 and 0 for none."""
+    (response,) = answer.responses
+    if not response.kvs:
+        return 0, 0
+    return read_mark(response.kvs[0].value.decode(errors="replace")), response.kvs[0].mod_revision
 
 
 def _holder(found: HolderFound, left: Left, names: Names, now_us: int) -> Holder:

@@ -22,6 +22,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreState,
     Step,
 )
+from at_least_semaphore_pod_hook.semaphore.versions import read_mark
 from at_least_semaphore_pod_hook.stores.redis.advice import Advisor
 from at_least_semaphore_pod_hook.stores.redis.batcher import Script
 from at_least_semaphore_pod_hook.stores.redis.server import Server
@@ -46,6 +47,7 @@ ACQUIRE, RENEW, RELEASE = _script("acquire", epoch=True, grants=True), _script("
 RECLAIM, FORGET_DENIED = _script("reclaim"), _script("forget_denied")
 BEGIN, SET_LENGTH = _script("begin", epoch=True), _script("set_length", epoch=True, grants=True)
 ADOPT, STATE = _script("adopt", grants=True), _script("state", epoch=True)
+MARK, MARK_KEY = _script("mark"), "queue/version"
 
 
 class _Record(msgspec.Struct):
@@ -226,6 +228,14 @@ class RedisStore:
                 # Whoever reaches the store may have left keys there that are none of ours.
                 if found := _semaphore_pattern.fullmatch(name):
                     yield SemaphoreKey(found[1].decode(), found[2].decode())
+
+    async def version(self) -> int:
+        """See `Store.version`."""
+        return await self.mark(0)
+
+    async def mark(self, version: int) -> int:
+        """See `Store.mark`."""
+        return read_mark((await self._caller.call(MARK, (MARK_KEY,), (version,))).decode(errors="replace"))
 
     async def close(self) -> None:
         """See `Store.close`."""
