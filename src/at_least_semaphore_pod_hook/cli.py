@@ -22,6 +22,7 @@ WHEN_FULL = ("deny", "gate")
 CONSOLE = {
     "status": "show semaphores, who holds their permits, and who waits",
     "release": "give a permit back by hand",
+    "doctor": "examine an installation, and say what to do about it",
 }
 """What people run by hand."""
 
@@ -86,7 +87,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{webhook,sidecar,status,release}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{webhook,sidecar,status,release,doctor}")
     common: dict[str, Any] = {"formatter_class": flags.Formatter, "allow_abbrev": False}
     webhook = commands.add_parser("webhook", help="answer the API server's admission requests", **common)
     sidecar = commands.add_parser("sidecar", help="renew a pod's permit and give it back at its end", **common)
@@ -96,7 +97,11 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         if command == name:
             from at_least_semaphore_pod_hook import commands as console  # noqa: PLC0415
 
-            _store_flags(by_hand)
+            if name == "doctor":
+                _common_flags(by_hand)
+                _webhook_flags(by_hand)
+            else:
+                _store_flags(by_hand)
             console.add_flags(by_hand, name)
     if command == "webhook":
         _common_flags(webhook)
@@ -322,8 +327,12 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
             --version.
     """
     given = vars(_parser(_command(arguments)).parse_args(arguments))
-    queue, queue_text = given["queue_url"] or given["queue_redis_address"]
-    common = settings.Common(
+    return _sidecar(given) if given["command"] == "sidecar" else _webhook(given)
+
+
+def _common(given: dict[str, Any]) -> settings.Common:
+    queue, _ = given["queue_url"] or given["queue_redis_address"]
+    return settings.Common(
         lock_mode=given["lock_mode"],
         redis_addresses=given["redis_addresses"],
         etcd_addresses=given["etcd_addresses"],
@@ -331,23 +340,29 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
         log_level=given["log_level"],
         log_format=given["log_format"],
     )
-    if given["command"] == "sidecar":
-        namespace, key = given["semaphore"]
-        if given["fence"] and not given["confirm_port"]:
-            _parser(None).error("--fence needs --confirm-port: by that port the kubelet stops the pod's work")
-        return settings.Sidecar(
-            common=common,
-            namespace=namespace,
-            key=key,
-            permit=given["permit"],
-            pod=os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", ""),
-            termination_grace_period_seconds=given["termination_grace_period_seconds"],
-            release_on=given["release_on"],
-            end_with_pod=given["end_with_pod"],
-            confirm_port=given["confirm_port"],
-            fence=given["fence"],
-        )
+
+
+def _sidecar(given: dict[str, Any]) -> settings.Sidecar:
+    namespace, key = given["semaphore"]
+    if given["fence"] and not given["confirm_port"]:
+        _parser(None).error("--fence needs --confirm-port: by that port the kubelet stops the pod's work")
+    return settings.Sidecar(
+        common=_common(given),
+        namespace=namespace,
+        key=key,
+        permit=given["permit"],
+        pod=os.environ.get("POD_NAME") or os.environ.get("HOSTNAME", ""),
+        termination_grace_period_seconds=given["termination_grace_period_seconds"],
+        release_on=given["release_on"],
+        end_with_pod=given["end_with_pod"],
+        confirm_port=given["confirm_port"],
+        fence=given["fence"],
+    )
+
+
+def _webhook(given: dict[str, Any]) -> settings.Webhook:
     handed_on = given["sidecar_queue_url"] or given["queue_url"]
+    _, address = given["queue_redis_address"]
     variant = os.environ.get("VARIANT", "")
     if variant and not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,18}[a-z0-9])?", variant):
         _parser(None).error(f"environment variable VARIANT: {variant!r} is not accepted: use 1 to 20 of a-z 0-9 -")
@@ -358,8 +373,8 @@ def parse(arguments: Sequence[str]) -> settings.Webhook | settings.Sidecar:
             f"{named} needs --enable-sidecar-containers: only native sidecars hold main containers back"
         )
     return settings.Webhook(
-        common=common,
-        queue_flag=f"--queue-url={handed_on[1]}" if handed_on else f"--queue-redis-address={queue_text}",
+        common=_common(given),
+        queue_flag=f"--queue-url={handed_on[1]}" if handed_on else f"--queue-redis-address={address}",
         variant=variant,
         **{name: given[name] for name in settings.Webhook._fields if name in given},
     )
@@ -386,10 +401,13 @@ def _by_hand(arguments: Sequence[str]) -> int:
     from at_least_semaphore_pod_hook.errors import InvalidInputError  # noqa: PLC0415
 
     given = vars(_parser(_command(arguments)).parse_args(arguments))
-    webhook = None
+    webhook: settings.Webhook | None = None
     if given["like_webhook"]:
         try:
-            webhook = parse(["webhook", *beside.webhook_arguments(given["like_webhook"])])
+            arguments = ["webhook", *beside.webhook_arguments(given["like_webhook"])]
+            webhook = _webhook(vars(_parser("webhook").parse_args(arguments)))
         except InvalidInputError as error:
             _parser(None).error(str(error))
-    return commands.run(commands.read(given, webhook if isinstance(webhook, settings.Webhook) else None))
+    if given["command"] == "doctor":
+        return commands.run(commands.read_doctor(given, webhook or _webhook(given)))
+    return commands.run(commands.read(given, webhook))

@@ -11,7 +11,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook import flags
-from at_least_semaphore_pod_hook.console.options import FORMATS, Access, Release, Status
+from at_least_semaphore_pod_hook.addresses import Address
+from at_least_semaphore_pod_hook.console.options import DOCTOR_FORMATS, FORMATS, Access, Doctor, Release, Status
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
 
 if TYPE_CHECKING:
@@ -52,15 +53,24 @@ def process(text: str) -> str:
     return text
 
 
+def account(text: str) -> tuple[str, str] | None:
+    """Read namespace and name of a service account; None for an empty text."""
+    if text and not re.fullmatch(r"[a-z0-9-]{1,63}/[a-z0-9.-]{1,253}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: use <namespace>/<name>")
+    namespace, _, name = text.partition("/")
+    return (namespace, name) if text else None
+
+
 def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
-    """Add what `status` or `release` takes besides the store's flags."""
-    flags.add(
-        parser,
-        "--kubeconfig",
-        default="",
-        metavar="FILE",
-        text="how to reach the API server from outside of the cluster",
-    )
+    """Add what a subcommand takes besides the flags of the store, or in the case of `doctor` of the webhook."""
+    if command != "doctor":
+        flags.add(
+            parser,
+            "--kubeconfig",
+            default="",
+            metavar="FILE",
+            text="how to reach the API server from outside of the cluster",
+        )
     flags.add(
         parser,
         "--like-webhook",
@@ -69,8 +79,13 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
         nargs="?",
         const="any",
         metavar="PID",
-        text="take store, kubeconfig and variant from the webhook that runs in this container",
+        text="take store, kubeconfig and variant from the webhook that runs in this container"
+        if command != "doctor"
+        else "take all flags from the webhook that runs in this container",
     )
+    if command == "doctor":
+        _add_doctor_flags(parser)
+        return
     if command == "release":
         parser.add_argument("semaphore", type=flags.semaphore, metavar="<namespace>/<key>", help="the semaphore")
         parser.add_argument("permit", type=flags.permit, help="the permit that is given back")
@@ -91,6 +106,39 @@ def add_flags(parser: argparse.ArgumentParser, command: str) -> None:
     )
     parser.add_argument(
         "--color", default="auto", choices=("auto", "always", "never"), help="auto heeds NO_COLOR (auto)"
+    )
+
+
+def _add_doctor_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--namespace", "-n", default="", metavar="NAMESPACE", help="the webhook's; the one it runs in by default")
+    add(
+        "--service-account",
+        default=None,
+        type=account,
+        metavar="NAMESPACE/NAME",
+        help="whose rights are examined; those of whoever runs it by default",
+    )
+    add(
+        "--webhook-address",
+        default=None,
+        type=flags.bind_address,
+        metavar="HOST:PORT",
+        help="where the webhook is looked for; --port of this machine by default",
+    )
+    add("--output", "-o", default="table", choices=DOCTOR_FORMATS, help="how it is shown (table)")
+    add("--color", default="auto", choices=("auto", "always", "never"), help="auto heeds NO_COLOR (auto)")
+
+
+def read_doctor(given: Mapping[str, Any], webhook: settings.Webhook) -> Doctor:
+    """Make settings of what was given, and of the settings of the webhook that is examined."""
+    if given["kubeconfig"]:
+        webhook = webhook._replace(kubeconfig=given["kubeconfig"])
+    # As it is in the webhook's own container.
+    host = "127.0.0.1" if webhook.host == flags.ANYWHERE else webhook.host
+    address = given["webhook_address"] or Address(host, webhook.port)
+    return Doctor(
+        webhook, given["namespace"], given["service_account"], address, given["output"], colour=given["color"]
     )
 
 
@@ -122,7 +170,7 @@ def read(given: Mapping[str, Any], webhook: settings.Webhook | None) -> Status |
     )
 
 
-def run(parsed: Status | Release) -> int:
+def run(parsed: Status | Release | Doctor) -> int:
     """Run a subcommand and return its exit code."""
     from at_least_semaphore_pod_hook.server import logs  # noqa: PLC0415 - not for --help
 
@@ -143,11 +191,15 @@ def run(parsed: Status | Release) -> int:
         return INTERRUPTED
 
 
-def _started(parsed: Status | Release) -> Coroutine[Any, Any, int]:
+def _started(parsed: Status | Release | Doctor) -> Coroutine[Any, Any, int]:
     if isinstance(parsed, Release):
         from at_least_semaphore_pod_hook.console import release  # noqa: PLC0415
 
         return release.run(parsed)
+    if isinstance(parsed, Doctor):
+        from at_least_semaphore_pod_hook.console.doctor import run as doctor  # noqa: PLC0415
+
+        return doctor.run(parsed)
     from at_least_semaphore_pod_hook.console import status  # noqa: PLC0415
 
     return status.run(parsed)

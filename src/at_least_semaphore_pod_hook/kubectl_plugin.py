@@ -1,4 +1,4 @@
-"""`kubectl semaphore`: status and release, run in the webhook's Deployment, so that the user needs no way to the store.
+"""`kubectl semaphore`: status, release and doctor, run in the webhook's Deployment: the user needs no way to the store.
 
 It does by kubectl what a user can: kubectl knows the clusters, and all the ways to authenticate.
 """
@@ -13,26 +13,28 @@ import sys
 from typing import TYPE_CHECKING
 
 from at_least_semaphore_pod_hook import flags
-from at_least_semaphore_pod_hook.console.options import FORMATS
+from at_least_semaphore_pod_hook.console.options import DOCTOR_FORMATS, FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PROGRAM = "at-least-semaphore-pod-hook"
 CONTAINER = "webhook"
+COMMANDS = ("status", "release", "doctor")
 INTERRUPTED = 130
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = flags.Parser(
         prog="kubectl semaphore",
-        usage="%(prog)s [status] [[NAMESPACE/]KEY] [flags]\n       %(prog)s release [NAMESPACE/]KEY PERMIT [flags]",
-        description="Show semaphores, and give permits back by hand.",
+        usage="%(prog)s [status] [[NAMESPACE/]KEY] [flags]\n       %(prog)s release [NAMESPACE/]KEY PERMIT [flags]"
+        "\n       %(prog)s doctor [flags]",
+        description="Show semaphores, give permits back by hand, and examine the installation.",
         formatter_class=flags.Formatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("words", nargs="*", metavar="status | release", help=argparse.SUPPRESS)
+    add("words", nargs="*", metavar="status | release | doctor", help=argparse.SUPPRESS)
     add("--namespace", "-n", default="", metavar="NAMESPACE", help="the semaphores'; the context's by default")
     add("--all-namespaces", "-A", action="store_true", help="show those of all namespaces")
     add("--output", "-o", default="table", choices=FORMATS, help="how it is shown (table)")
@@ -61,6 +63,13 @@ def remote(given: argparse.Namespace, namespace: str, *, colour: bool) -> list[s
     """
     command, *names = given.words
     own = [PROGRAM, command, "--like-webhook=any"]
+    if command == "doctor":
+        if names or given.output not in DOCTOR_FORMATS:
+            what = repr(names[0]) if names else f"--output {given.output}"
+            raise ValueError(
+                f"{what} is not accepted: doctor takes no semaphore, and shows {', '.join(DOCTOR_FORMATS)}"
+            )
+        return [*own, f"--output={given.output}", f"--color={'always' if colour else 'never'}"]
     if command == "release":
         if len(names) != 2:  # noqa: PLR2004 - a semaphore and a permit
             raise ValueError("release takes a semaphore and a permit: release [NAMESPACE/]KEY PERMIT")
@@ -83,13 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the plugin and return its exit code."""
     parser = _parser()
     given = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
-    if not given.words or given.words[0] not in {"status", "release"}:
+    if not given.words or given.words[0] not in COMMANDS:
         given.words.insert(0, "status")
     kubectl = ["kubectl"]
     kubectl += [f"--kubeconfig={given.kubeconfig}"] if given.kubeconfig else []
     kubectl += [f"--context={given.context}"] if given.context else []
     namespace = "" if given.all_namespaces else given.namespace or _default_namespace(kubectl)
-    if given.all_namespaces and (given.words[0] == "release" or any("/" not in name for name in given.words[1:])):
+    if given.all_namespaces and (given.words[0] != "status" or any("/" not in name for name in given.words[1:])):
         parser.error("--all-namespaces is for status without a key")
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     colour = given.color == "always" or (given.color == "auto" and sys.stdout.isatty() and not plain)

@@ -111,7 +111,7 @@ class TestDryRun:
         gate = [{"name": "example.com/hold"}]
         namespace.create(pod("holder", opted_in("used", 2, 600), schedulingGates=gate))
         before = at_rest(quiet_store, lock_etcd)
-        assert len(before[0]) == 3
+        assert len(before[0]) == 4  # the three of the semaphore, and the mark of the data
 
         for made in (
             pod("free", opted_in("used", 2)),

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from at_least_semaphore_pod_hook import cli, commands, flags, kubectl_plugin
+from at_least_semaphore_pod_hook.addresses import Address
 from at_least_semaphore_pod_hook.console.beside import webhook_arguments
-from at_least_semaphore_pod_hook.console.options import Release, Status
+from at_least_semaphore_pod_hook.console.options import Doctor, Release, Status
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 
 
@@ -52,6 +53,8 @@ def test_release_takes_a_semaphore_and_a_permit() -> None:
         (["status", "--redis-addresses=a"], "--redis-addresses"),
         (["release", "team-a", "p"], "use <namespace>/<key>"),
         (["release", "team-a/x"], "permit"),
+        (["doctor", "--service-account=b"], "--service-account: 'b' is not accepted: use <namespace>/<name>"),
+        (["doctor", "--output=wide"], "wide"),
     ],
 )
 def test_what_is_not_accepted_is_said(given: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +126,20 @@ def test_the_webhook_of_the_container_is_found_by_its_command_line(tmp_path: Pat
         webhook_arguments("9", found)
 
 
+def test_doctor_takes_the_flags_of_the_webhook_and_looks_for_it_on_this_machine() -> None:
+    parsed = doctor("--port=1", "--lock-mode=etcd", "--service-account=a/b", "-o", "yaml")
+    assert (parsed.address, parsed.webhook.common.lock_mode) == (Address("127.0.0.1", 1), "etcd")
+    assert (parsed.account, parsed.namespace, parsed.output) == (("a", "b"), "", "yaml")
+    assert doctor("--host=10.0.0.1").address == Address("10.0.0.1", 9443)
+    assert doctor("--webhook-address=a:2").address == Address("a", 2)
+    assert doctor("--kubeconfig=k").webhook.kubeconfig == "k"
+
+
+def doctor(*given: str) -> Doctor:
+    parsed = vars(cli._parser("doctor").parse_args(["doctor", *given]))
+    return commands.read_doctor(parsed, cli._webhook(parsed))
+
+
 def test_where_there_is_no_webhook_that_is_said(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="there is no webhook here"):
         webhook_arguments(processes=tmp_path)
@@ -147,6 +164,11 @@ def test_the_plugin_releases() -> None:
     own = ["at-least-semaphore-pod-hook", "release", "--like-webhook=any"]
     assert plugin("release", "x", "p") == [*own, "--", "team-a/x", "p"]
     assert plugin("release", "--yes", "b/x", "p") == [*own, "--yes", "--", "b/x", "p"]
-    for given in (["release", "x"], ["status", "x", "y"]):
-        with pytest.raises(ValueError, match=r"release takes|at most"):
+    for given in (["release", "x"], ["status", "x", "y"], ["doctor", "x"], ["doctor", "--output=wide"]):
+        with pytest.raises(ValueError, match=r"release takes|at most|doctor takes no semaphore"):
             plugin(*given)
+
+
+def test_the_plugin_examines() -> None:
+    own = ["at-least-semaphore-pod-hook", "doctor", "--like-webhook=any"]
+    assert plugin("doctor", "-o", "yaml") == [*own, "--output=yaml", "--color=never"]

@@ -147,6 +147,14 @@ def long_flags(help_text: str) -> set[str]:
     return set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", help_text, re.MULTILINE)) - {"--help"}
 
 
+def doctor_help() -> str:
+    """Return what doctor takes beside the webhook's flags."""
+    own = long_flags(reference.subcommand("doctor").format_help()) - long_flags(
+        reference.subcommand("webhook").format_help()
+    )
+    return "".join(f"  {name}\n" for name in sorted(own))
+
+
 @pytest.mark.parametrize(
     ("offered", "heading"),
     [
@@ -154,11 +162,16 @@ def long_flags(help_text: str) -> set[str]:
             lambda: reference.subcommand("status").format_help() + reference.subcommand("release").format_help(),
             "| Flag | Of | Meaning |",
         ),
+        (
+            doctor_help,
+            "| Flag of doctor | Meaning |",
+        ),
         (kubectl_plugin._parser().format_help, "| Flag of the plugin | Meaning |"),
     ],
 )
-def test_the_flags_of_what_is_run_by_hand_are_in_status(offered: Callable[[], str], heading: str) -> None:
-    _, _, rest = (ROOT / "docs/status.md").read_text().partition(f"{heading}\n")
+def test_the_flags_of_what_is_run_by_hand_are_told(offered: Callable[[], str], heading: str) -> None:
+    pages = "".join((ROOT / "docs" / page).read_text() for page in ("status.md", "doctor.md"))
+    _, _, rest = pages.partition(f"{heading}\n")
     rows = rest.partition("\n\n")[0].splitlines()[1:]
     documented = {name for row in rows for name in CODE.findall(cells(row)[0]) if name.startswith("--")}
     assert documented == long_flags(offered())

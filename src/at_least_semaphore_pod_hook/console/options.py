@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from at_least_semaphore_pod_hook.addresses import StoreUrl
+    from at_least_semaphore_pod_hook.addresses import Address, StoreUrl
+    from at_least_semaphore_pod_hook.settings import Webhook
 
 FORMATS = ("table", "wide", "json", "yaml")
+DOCTOR_FORMATS = ("table", "json", "yaml")
 
 
 class Access(NamedTuple):
@@ -45,6 +47,26 @@ class Status(NamedTuple):
     watch: bool
     interval: float
     named: int
+    colour: str
+
+
+class Doctor(NamedTuple):
+    """The settings of `doctor`.
+
+    Attributes:
+        webhook: Those of the webhook that is examined.
+        namespace: The webhook's; empty for the one that we run in.
+        account: Namespace and name of the service account whose rights are examined; None for our own.
+        address: Where the webhook is looked for.
+        output: One of `DOCTOR_FORMATS`.
+        colour: `auto`, `always` or `never`.
+    """
+
+    webhook: Webhook
+    namespace: str
+    account: tuple[str, str] | None
+    address: Address
+    output: str
     colour: str
 
 

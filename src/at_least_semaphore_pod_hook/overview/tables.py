@@ -40,7 +40,7 @@ def render(overview: Overview, *, wide: bool, detailed: bool, colour: bool) -> s
     """
     blocks = []
     if overview.semaphores:
-        blocks.append(_table(_summary(overview, wide=wide), colour=colour))
+        blocks.append(table(_summary(overview, wide=wide), colour=colour))
     for semaphore in overview.semaphores if detailed else ():
         blocks += [block for block in _details(semaphore, overview.at, wide=wide, colour=colour) if block]
     return "\n".join(blocks)
@@ -65,7 +65,7 @@ def printable(text: str) -> str:
 
 def _summary(overview: Overview, *, wide: bool) -> list[Row]:
     heads = ["NAMESPACE", "KEY", "LENGTH", "FREE", "HELD", "WAITING", "OLDEST WAIT"]
-    rows = [_heads([*heads, "DENIED OWNERS", "CONDITIONS"] if wide else heads)]
+    rows = [heads_of([*heads, "DENIED OWNERS", "CONDITIONS"] if wide else heads)]
     for one in overview.semaphores:
         oldest = age((overview.at - one.oldest_wait_since).total_seconds()) if one.oldest_wait_since else NONE
         row = [
@@ -86,7 +86,7 @@ def _summary(overview: Overview, *, wide: bool) -> list[Row]:
 
 def _details(semaphore: SemaphoreView, at: datetime, *, wide: bool, colour: bool) -> Iterable[str]:
     heads = ["HOLDER", "NODE", "SINCE", "LEASE LEFT", "TOKEN", "PERMIT"]
-    rows = [_heads([*heads, "PHASE", "SIDECAR"] if wide else heads)]
+    rows = [heads_of([*heads, "PHASE", "SIDECAR"] if wide else heads)]
     for holder in semaphore.holders:
         left = (holder.lease_ends - at).total_seconds()
         row = [
@@ -101,7 +101,7 @@ def _details(semaphore: SemaphoreView, at: datetime, *, wide: bool, colour: bool
             row += [Cell(holder.phase or NONE), Cell(sidecar(holder), RED if holder.silent else "")]
         rows.append(row)
     yield f"{semaphore.name}\n" + _named(rows, semaphore.held, colour=colour) if semaphore.holders else ""
-    rows = [_heads(["POSITION", "WAITER", "WAITING FOR", *(["BEHIND"] if wide else [])])]
+    rows = [heads_of(["POSITION", "WAITER", "WAITING FOR", *(["BEHIND"] if wide else [])])]
     for waiter in semaphore.waiters:
         row = [Cell(str(waiter.position)), Cell(waiter.pod), Cell(age((at - waiter.since).total_seconds()))]
         rows.append([*row, Cell("gate" if waiter.gated else "sidecar")] if wide else row)
@@ -115,16 +115,17 @@ def sidecar(holder: HolderView) -> str:
     return "renews" if holder.confirmed else "not yet"
 
 
-def _heads(names: Sequence[str]) -> Row:
+def heads_of(names: Sequence[str]) -> Row:
+    """Return a table's first row."""
     return [Cell(name, BOLD) for name in names]
 
 
 def _named(rows: list[Row], count: int, *, colour: bool) -> str:
     more = count - (len(rows) - 1)
-    return _table(rows, colour=colour) + (f"and {more} more\n" if more > 0 else "")
+    return table(rows, colour=colour) + (f"and {more} more\n" if more > 0 else "")
 
 
-def _table(rows: list[Row], *, colour: bool) -> str:
+def table(rows: list[Row], *, colour: bool) -> str:
     """Lay rows out in columns."""
     rows = [[Cell(printable(text), tint) for text, tint in row] for row in rows]
     widths = [max(len(cell.text) for cell in column) for column in zip(*rows, strict=True)]
