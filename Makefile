@@ -69,9 +69,17 @@ chaos: install ## Run seeded faults against real processes and check what they r
 	@tools/test-programs
 	@$(BIN)/python -m tests.chaos --runs $(or $(RUNS),40) --points $(or $(POINTS),0) --seed $(or $(SEED),1)
 
+.PHONY: sbom
+sbom: install ## Write the bill of materials of the image's Python packages (CycloneDX) to dist/sbom.cdx.json
+	@$(BIN)/python tools/sbom.py
+
 .PHONY: bench
 bench: install ## Measure admissions beside a no-op, latencies and memory (a few minutes; nothing else should run)
 	$(BIN)/python bench/admissions.py
+
+.PHONY: bench-sidecar
+bench-sidecar: install ## Measure how long a sidecar takes to start, beside Python alone (seconds)
+	@$(BIN)/python bench/sidecar_start.py
 
 .PHONY: bench-handover
 bench-handover: install ## Measure hand-over, order, throughput and faults on a control plane (five minutes; nothing else should run)

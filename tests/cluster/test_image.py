@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib.metadata
+import json
 import os
 import re
 import tomllib
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import sbom
 from devimage import PROJECT, SECRET_CERTIFICATES, Container, ImageError, Images, missing, pip_access
 
 if TYPE_CHECKING:
@@ -88,6 +90,17 @@ class TestTheImage:
         versions = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in installed.items()}
         assert versions.pop(PROGRAM) == importlib.metadata.version(PROGRAM)
         assert versions.items() <= dict(locked).items()
+
+    def test_the_bill_of_materials_lists_what_is_installed(self, container: Container, tmp_path: Path) -> None:
+        listing = "from importlib.metadata import distributions as d; import platform; "
+        listing += "print(platform.python_version()); [print(x.name, x.version) for x in d()]"
+        python, *installed = container.run("/app/bin/python", "-c", listing).splitlines()
+        sbom.write(tmp_path / "sbom.json", python)
+        document = json.loads((tmp_path / "sbom.json").read_text())
+        listed = {(each["name"], each["version"]) for each in document["components"]}
+        listed.add((PROGRAM, importlib.metadata.version(PROGRAM)))
+        normal = {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in map(str.split, installed)}
+        assert {(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in listed} == normal
 
 
 @pytest.mark.image
