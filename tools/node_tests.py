@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(directory: Path, arguments: list[str]) -> None:
     started = time.monotonic()
-    find_or_build([*PROGRAMS, "kube-apiserver", "kube-controller-manager", "kubectl", "etcd"])
+    find_or_build([*PROGRAMS, "kube-apiserver", "kube-controller-manager", "kubectl", "etcd", "helm"])
     images.prepare(directory / "images")
     print(f"test-node: programs and images took {time.monotonic() - started:.0f} s", flush=True)
     pytest = [sys.executable, "-m", "pytest", f"--rootdir={_PROJECT}", "-p", "no:cacheprovider"]

@@ -13,6 +13,8 @@ from tests.cluster.manifests import NAMESPACE, PROJECT, Object
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from devcluster.controlplane import ControlPlane
+
 CHART = PROJECT / "deploy/helm/at-least-semaphore-pod-hook"
 RELEASE = NAMESPACE
 KUBERNETES = "1.34.0"
@@ -25,6 +27,7 @@ EXTERNAL = (
 )
 """Values of a store of one's own."""
 HOOK = "helm.sh/hook"
+FLEETING = {"events", "events.events.k8s.io", "componentstatuses", "endpointslices.discovery.k8s.io"}
 
 
 def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -67,3 +70,11 @@ def webhook_of(found: Iterable[Object]) -> Object:
     (container,) = one(found, "Deployment")["spec"]["template"]["spec"]["containers"]
     wanted: Object = container
     return wanted
+
+
+def everything(plane: ControlPlane) -> set[str]:
+    """Name every object of the cluster, save for what comes and goes by itself."""
+    kinds = plane.kubectl("api-resources", "--verbs=list,delete", "-o", "name").stdout.split()
+    columns = "-o=custom-columns=K:.kind,NS:.metadata.namespace,N:.metadata.name"
+    listed = plane.kubectl("get", ",".join(sorted(set(kinds) - FLEETING)), "-A", "--no-headers", columns)
+    return {" ".join(line.split()) for line in listed.stdout.splitlines()}

@@ -16,7 +16,7 @@ import redis
 
 from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
-from tests.cluster.charts import CHART, RELEASE, helm, settings, webhook_of
+from tests.cluster.charts import CHART, RELEASE, everything, helm, settings, webhook_of
 from tests.cluster.e2e import Namespace, Object, eventually, opted_in, pod, sidecars
 from tests.cluster.gating import GATE, gates, serving
 
@@ -33,15 +33,6 @@ HOME = "default"
 """The namespace that a webhook takes for its own where it does not run in a pod."""
 SELF_MANAGED_FLAGS = {"--certificate-secret", "--service-name", "--webhook-configuration"}
 CONFIGURATION = f"/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{RELEASE}"
-FLEETING = {"events", "events.events.k8s.io", "componentstatuses", "endpointslices.discovery.k8s.io"}
-
-
-def everything(plane: ControlPlane) -> set[str]:
-    """Name every object of the cluster, save for what comes and goes by itself."""
-    kinds = plane.kubectl("api-resources", "--verbs=list,delete", "-o", "name").stdout.split()
-    columns = "-o=custom-columns=K:.kind,NS:.metadata.namespace,N:.metadata.name"
-    listed = plane.kubectl("get", ",".join(sorted(set(kinds) - FLEETING)), "-A", "--no-headers", columns)
-    return {" ".join(line.split()) for line in listed.stdout.splitlines()}
 
 
 def release(plane: ControlPlane, command: str, *arguments: str, values: tuple[str, ...] = ()) -> str:

@@ -47,12 +47,11 @@ class StoreAddress:
     address: str
 
 
-@dataclass
-class Scene:
+@dataclass(kw_only=True)
+class Stage:
     """A namespace on real nodes, and what a test does in it."""
 
     cluster: NodeCluster
-    product: Product
     namespace: Namespace
     journals: Path
     record: Callable[[str, str], None]
@@ -86,11 +85,6 @@ class Scene:
         eventually(lambda: len(self.beating(journal)) == wanted, f"{wanted} of {journal.name} run", timeout)
         return self.beating(journal)
 
-    def semaphore(self, journal: Journal) -> Semaphore:
-        """Return a journal's semaphore, as it lies in the store."""
-        address = f"{self.product.store()['status']['podIP']}:6379"
-        return Semaphore(StoreAddress(address), self.namespace.name, journal.name)
-
     def gated(self) -> list[str]:
         """Return the pods that wait behind a gate."""
         return [each["metadata"]["name"] for each in self.namespace.pods() if each["spec"].get("schedulingGates")]
@@ -100,6 +94,18 @@ class Scene:
         found = self.namespace.get(pod)["status"]
         every = [*found.get("initContainerStatuses", ()), *found.get("containerStatuses", ())]
         return next((each for each in every if each["name"] == container), {})
+
+
+@dataclass(kw_only=True)
+class Scene(Stage):
+    """The same beside a product whose store anybody may read."""
+
+    product: Product
+
+    def semaphore(self, journal: Journal) -> Semaphore:
+        """Return a journal's semaphore, as it lies in the store."""
+        address = f"{self.product.store()['status']['podIP']}:6379"
+        return Semaphore(StoreAddress(address), self.namespace.name, journal.name)
 
 
 _numbers = itertools.count(1)
@@ -113,6 +119,20 @@ def journals(cluster: NodeCluster) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def cron(cluster: NodeCluster, product: Product, journals: Path) -> Journal:
+    """A CronJob in a namespace of its journal's name, whose minute passes while other tests run."""
+    name, plane = "node-cron", cluster.plane
+    journal = Journal(journals, name)
+    plane.create_namespace(name)
+    made = template(journal, journals, opting_in(name, 1), run=2, restartPolicy="Never")
+    job = workload("Job", name, made, completions=2, parallelism=2)
+    spec = {"schedule": "* * * * *", "jobTemplate": {"spec": job["spec"]}}
+    document = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": name}, "spec": spec}
+    Namespace(plane, name).apply(document)
+    return journal
+
+
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """Write a row of the table that is printed in the end: a case, and what was seen."""
@@ -121,13 +141,23 @@ def record(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture
-def scene(
-    cluster: NodeCluster, product: Product, journals: Path, record: Callable[[str, str], None]
-) -> Iterator[Scene]:
+def namespace(cluster: NodeCluster) -> Iterator[Namespace]:
     name = f"node-{next(_numbers)}"
     cluster.plane.create_namespace(name)
-    yield Scene(cluster, product, Namespace(cluster.plane, name), journals, record)
+    yield Namespace(cluster.plane, name)
     cluster.plane.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def stage(cluster: NodeCluster, namespace: Namespace, journals: Path, record: Callable[[str, str], None]) -> Stage:
+    return Stage(cluster=cluster, namespace=namespace, journals=journals, record=record)
+
+
+@pytest.fixture
+def scene(stage: Stage, product: Product) -> Scene:
+    return Scene(
+        cluster=stage.cluster, namespace=stage.namespace, journals=stage.journals, record=stage.record, product=product
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from devcluster.node.product import Product
     from tests.node.conftest import Scene
+    from tests.node.workloads import Journal
 
 # Joins a cgroup and takes memory there, a megabyte at a time, until somebody's is taken away or it has 64 of them.
 _HOG = """
@@ -33,7 +34,7 @@ while len(taken) < 64 and victims & set((group / "cgroup.procs").read_text().spl
 
 
 @pytest.fixture(scope="module", autouse=True)
-def shipped(product: Product) -> None:
+def shipped(product: Product, cron: Journal) -> None:
     product.configure()
 
 

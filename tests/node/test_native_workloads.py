@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.cluster.e2e import eventually
-from tests.node.workloads import BEAT_SECONDS, Journal, opting_in, template, workload
+from tests.node.deployments import deployment_keeps_to_its_length, handover
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
     from devcluster.node.product import Product
     from tests.node.conftest import Scene
-
-CRON = "node-cron"
+    from tests.node.workloads import Journal
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,47 +21,12 @@ def shipped(product: Product) -> None:
     product.configure()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cron(product: Product, journals: Path) -> Iterator[Journal]:
-    """A CronJob whose minute passes while the other tests run."""
-    plane, journal = product.cluster.plane, Journal(journals, CRON)
-    plane.create_namespace(CRON)
-    made = template(journal, journals, opting_in(CRON, 1), run=2, restartPolicy="Never")
-    job = workload("Job", CRON, made, completions=2, parallelism=2)
-    spec = {"schedule": "* * * * *", "jobTemplate": {"spec": job["spec"]}}
-    document = {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": CRON}, "spec": spec}
-    plane.kubectl("create", "-n", CRON, "-f", "-", input=json.dumps(document))
-    yield journal
-    plane.request("DELETE", f"/api/v1/namespaces/{CRON}")
-
-
-def handover(journal: Journal) -> float:
-    """Return the seconds between the last run that ended and the one that began after it."""
-    *_, new = journal.stretches()
-    return new.start - max(one.end for one in journal.stretches() if one.end < new.start)
-
-
 @pytest.mark.parametrize("when_full", ["gate", "deny"])
 def test_a_deployment_keeps_to_its_length(scene: Scene, when_full: str) -> None:
     journal = scene.journal()
-    made = scene.template(journal, 2, annotated={"when_full": when_full})
-    scene.create("Deployment", "web", made, replicas=3)
-    first, _ = scene.runs(journal, 2)
-    if when_full == "gate":
-        eventually(lambda: len(scene.gated()) == 1, "the third one waits")
-    else:
-        eventually(
-            lambda: "no semaphore available" in scene.namespace.kubectl("get", "events")[1], "the third one is denied"
-        )
-    scene.namespace.delete(first)
-    eventually(lambda: len(journal.stretches()) == 3, "a successor runs")
-    scene.runs(journal, 2)
-    assert journal.overlap(2) <= 2 * BEAT_SECONDS
+    seen = deployment_keeps_to_its_length(scene, journal, when_full)
     assert scene.semaphore(journal).held == 2
-    scene.record(
-        f"Deployment of 3, length 2, `{when_full}`; one pod deleted",
-        f"2 run; main container to main container {handover(journal):.2f} s; overlap {journal.overlap(2):.2f} s",
-    )
+    scene.record(f"Deployment of 3, length 2, `{when_full}`; one pod deleted", seen)
 
 
 def test_a_stateful_set_keeps_to_its_length(scene: Scene) -> None:
@@ -78,7 +38,9 @@ def test_a_stateful_set_keeps_to_its_length(scene: Scene) -> None:
     eventually(lambda: len(journal.stretches()) == 2, "the other one runs")
     assert scene.runs(journal, 1) != [first]
     assert journal.overlap(1) == 0
-    scene.record("StatefulSet of 2, length 1, `gate`; the running pod deleted", f"hand-over {handover(journal):.2f} s")
+    scene.record(
+        "StatefulSet of 2, length 1, `gate`; the running pod deleted", f"hand-over {handover(journal, first):.2f} s"
+    )
 
 
 def test_a_job_completes(scene: Scene) -> None:
@@ -101,27 +63,30 @@ def test_a_daemon_set_runs_on_one_node_at_a_time(scene: Scene) -> None:
     scene.namespace.delete(first)
     eventually(lambda: len(journal.stretches()) == 2, "the other node's pod runs")
     assert journal.overlap(1) == 0
-    scene.record("DaemonSet on 2 nodes, length 1, `gate`; the running pod deleted", f"{handover(journal):.2f} s")
+    scene.record("DaemonSet on 2 nodes, length 1, `gate`; the running pod deleted", f"{handover(journal, first):.2f} s")
 
 
 def test_a_drained_nodes_pod_moves_without_overlap(scene: Scene) -> None:
     journal, kubectl = scene.journal(), scene.cluster.plane.kubectl
     kubectl("cordon", "node-1")
     scene.create("Deployment", "web", scene.template(journal, linger=2), replicas=1)
-    scene.runs(journal, 1)
+    (first,) = scene.runs(journal, 1)
     kubectl("uncordon", "node-1")
     kubectl("drain", "node-2", "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=60s")
     eventually(lambda: len(journal.stretches()) == 2, "it runs on the other node")
     kubectl("uncordon", "node-2")
     assert journal.overlap(1) == 0
-    scene.record("`kubectl drain`, work that takes 2 s to end", f"overlap 0; hand-over {handover(journal):.2f} s")
+    scene.record(
+        "`kubectl drain`, work that takes 2 s to end", f"overlap 0; hand-over {handover(journal, first):.2f} s"
+    )
 
 
 def test_the_cron_job_has_run(cron: Journal, product: Product, scene: Scene) -> None:
     def complete() -> bool:
-        jobs = product.cluster.plane.request("GET", f"/apis/batch/v1/namespaces/{CRON}/jobs")["items"]
+        jobs = product.cluster.plane.request("GET", f"/apis/batch/v1/namespaces/{cron.name}/jobs")["items"]
         return any(job["status"].get("succeeded") == 2 for job in jobs)
 
     eventually(complete, "a job of the CronJob is complete", 75)
     assert cron.overlap(1) == 0
+    product.cluster.plane.request("DELETE", f"/api/v1/namespaces/{cron.name}")
     scene.record("CronJob of 2 pods of 2 s, length 1, `gate`", "complete; overlap 0")

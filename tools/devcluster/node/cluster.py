@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ import yaml
 from devcluster.binaries import find_or_build
 from devcluster.controlplane import ControlPlane
 from devcluster.node import network
-from devcluster.node.images import archives
+from devcluster.node.images import ALIASES, REDIS, archives
 from devcluster.node.isolation import cgroup_name
 from devcluster.node.node import Node
 from devcluster.process import Process
@@ -61,6 +62,10 @@ class NodeCluster:
         conditions = self.plane.request("GET", f"/api/v1/nodes/{name}")["status"].get("conditions", ())
         return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
+    def apply(self, documents: Iterable[object]) -> None:
+        """Apply objects of any kind."""
+        self.plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(documents))
+
     def cut(self, node: Node) -> network.Cut:
         """Return a cut between a node and all others."""
         return network.Cut(node.number, self.plane.port)
@@ -95,6 +100,7 @@ class NodeCluster:
     def _start_runtime(self, node: Node) -> Node:
         node.start_runtime()
         node.load(archives(self.images))
+        node.name_also(REDIS, ALIASES)
         return node
 
     def _is_ready(self, name: str) -> bool:

