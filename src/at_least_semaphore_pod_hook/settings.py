@@ -18,6 +18,19 @@ STOP_GRACE_SECONDS = 1
 """How long a container that is stopped because the port is closed may take: the least that the API server accepts."""
 MIN_FENCED_EXPIRATION_SECONDS = 10
 """The shortest lease that leaves time to renew, and after that to stop the pod's work before the lease ends."""
+FENCE_SLACK = 2.0
+"""For what the kubelet needs besides probing and waiting, such as a busy node."""
+MAX_FENCE_MARGIN = 15.0
+
+
+def fence_margin(lease_ms: int) -> float:
+    """Return how many seconds before a lease's end the pod's work has to be told to stop.
+
+    Longer than all that the kubelet may take: up to a period until it probes, the probe's timeout, and the grace that
+    the container gets. A sixth of the lease where that is more, since a longer one has the time.
+    """
+    needed = PROBE_PERIOD_SECONDS + PROBE_TIMEOUT_SECONDS + STOP_GRACE_SECONDS + FENCE_SLACK
+    return max(needed, min(MAX_FENCE_MARGIN, lease_ms / 6_000))
 
 
 class Common(NamedTuple):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from at_least_semaphore_pod_hook.sidecar.policy import fence_margin
+from at_least_semaphore_pod_hook.settings import fence_margin
 from at_least_semaphore_pod_hook.sidecar.port import BACKLOG
 from devcluster.process import free_port
 from tests.contract.test_sidecar import MAX_RSS_KB

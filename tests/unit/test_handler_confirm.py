@@ -106,6 +106,33 @@ async def test_a_container_with_a_liveness_probe_of_its_own_keeps_it_and_is_warn
     assert [container["livenessProbe"] for container in created["spec"]["containers"]] == [own, probe()]
 
 
+@pytest.mark.parametrize("when_full", WhenFull)
+@pytest.mark.parametrize(
+    ("policy", "grace", "expiration", "left"),
+    [
+        ("Never", None, "30", 3),
+        ("Never", 4, "30", 3),
+        ("Never", 3, "30", None),
+        ("Never", 14, "600", 13),
+        ("Never", 13, "600", None),
+        ("OnFailure", 30, "30", None),
+        (None, 30, "30", None),
+    ],
+)
+async def test_a_pod_that_may_end_too_late_for_its_fence_is_warned_of(
+    when_full: WhenFull, policy: str | None, grace: int | None, expiration: str, left: int | None
+) -> None:
+    spec = {"restartPolicy": policy, "terminationGracePeriodSeconds": grace}
+    response = await fencing(when_full=when_full).ask(
+        pod(spec=spec, metadata={"annotations": notes(expiration=expiration)})
+    )
+    warnings = response.get("warnings", [])
+    assert len(warnings) == (left is not None)
+    for warning in warnings:
+        assert f"terminationGracePeriodSeconds {grace or 30}, --fence may be too late" in warning
+        assert warning.endswith(f": {left} or less is in time")
+
+
 @pytest.mark.parametrize("spec", [{}, HOST])
 @pytest.mark.parametrize("when_full", WhenFull)
 @pytest.mark.parametrize("name", ["web-0", None])

@@ -145,8 +145,8 @@ def test_a_lost_permit_is_an_error_with_reminders() -> None:
 @given(LEASES)
 def test_a_fence_leaves_the_kubelet_more_time_than_it_takes(lease_ms: int) -> None:
     taken = settings.PROBE_PERIOD_SECONDS + settings.PROBE_TIMEOUT_SECONDS + settings.STOP_GRACE_SECONDS
-    margin = policy.fence_margin(lease_ms)
-    assert taken + policy.FENCE_SLACK <= margin <= policy.MAX_FENCE_MARGIN
+    margin = settings.fence_margin(lease_ms)
+    assert taken + settings.FENCE_SLACK <= margin <= settings.MAX_FENCE_MARGIN
 
 
 @given(st.integers(settings.MIN_FENCED_EXPIRATION_SECONDS * 1_000, policy.MAX_LEASE_MS))
@@ -155,7 +155,7 @@ def test_the_shortest_fenced_lease_can_be_renewed_before_its_fence_falls(lease_m
     schedule = policy.Schedule(0.0)
     schedule.renewed(0.0, lease_ms)
     schedule.failed(schedule.due + policy.try_timeout(lease_ms), 1.0)
-    assert schedule.due < lease_ms / 1_000 - policy.fence_margin(lease_ms)
+    assert schedule.due < lease_ms / 1_000 - settings.fence_margin(lease_ms)
 
 
 def test_who_waits_for_a_first_permit_asks_often_and_is_renewed_as_seldom_as_ever() -> None:

@@ -21,6 +21,7 @@ from at_least_semaphore_pod_hook.semaphore.model import (
     SemaphoreKey,
 )
 from at_least_semaphore_pod_hook.semaphore.service import Admitted, SemaphoreService, new_permit
+from at_least_semaphore_pod_hook.settings import PROBE_PERIOD_SECONDS, PROBE_TIMEOUT_SECONDS, fence_margin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_DEFAULT_GRACE_SECONDS = 30
 _stamp_pattern = re.compile(r"[1-9][0-9]{0,17}")
 _namespace_pattern = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -156,7 +158,7 @@ class AdmissionHandler:
             operations += self._annotate(pod.metadata, fencing_token=str(acquired.token))
             port = self._port(pod, wish.identity, acquired.permit)
             operations += self._put_sidecar(pod, demand, key, carried, acquired.permit, port)
-            warnings += self._fence(pod, carried, port, operations)
+            warnings += self._fence(pod, demand, carried, port, operations)
             answer = review.patched(request.uid, operations, warnings)
         except BaseException:
             if not wish.dry_run:
@@ -184,7 +186,7 @@ class AdmissionHandler:
         port = self._port(pod, _identity(request, pod.metadata), arrived)
         operations += self._annotate(pod.metadata, arrived=arrived)
         operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT, port)
-        warnings = self._fence(pod, carried, port, operations)
+        warnings = self._fence(pod, demand, carried, port, operations)
         logger.info("pod gated", extra={"semaphore": str(key), "pod": _name(pod.metadata)})
         return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, warnings))
 
@@ -204,15 +206,16 @@ class AdmissionHandler:
             return inject.own_port(f"{identity}/{own}")
         return self._template.confirm_port
 
-    def _fence(self, pod: Pod, carried: list[Carried], port: int, operations: Operations) -> list[str]:
-        """Add what fences the pod's containers; returns warnings of those that cannot be."""
+    def _fence(self, pod: Pod, demand: Demand, carried: list[Carried], port: int, operations: Operations) -> list[str]:
+        """Add what fences the pod's containers; returns warnings of those that cannot be, or perhaps not in time."""
         fenced, unfenced = inject.fence(pod.spec, carried, self._template.name, port if self._template.fence else 0)
         # Containers are counted as they come, so before one of them is removed.
         operations[:0] = fenced
-        return [
+        warnings = [
             f"container {name[:80]!a} has a livenessProbe of its own, so --fence does not stop it when the lease ends"
             for name in unfenced
         ]
+        return warnings + (_late(pod, demand.expiration * 1_000) if self._template.fence else [])
 
     def _put_sidecar(
         self, pod: Pod, demand: Demand, key: SemaphoreKey, carried: list[Carried], permit: str, port: int
@@ -232,6 +235,20 @@ class AdmissionHandler:
             if 0 <= age < FRESH_SECONDS * 1_000_000:
                 return known
         return str(now)
+
+
+def _late(pod: Pod, lease_ms: int) -> list[str]:
+    """Warn where the kubelet, which ends a pod that is not restarted as a whole, may take longer than the fence has."""
+    grace = pod.spec.termination_grace_period_seconds
+    grace = _DEFAULT_GRACE_SECONDS if grace is None else grace
+    left = int(fence_margin(lease_ms)) - PROBE_PERIOD_SECONDS - PROBE_TIMEOUT_SECONDS
+    if pod.spec.restart_policy != "Never" or grace <= left:
+        return []
+    late = (
+        f"with restartPolicy Never and terminationGracePeriodSeconds {grace}, --fence may be too late for work that "
+        f"goes on after SIGTERM: {left} or less is in time"
+    )
+    return [late]
 
 
 def _refused(

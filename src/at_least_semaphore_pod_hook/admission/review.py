@@ -38,6 +38,7 @@ class PodSpec(msgspec.Struct, rename="camel"):
     scheduling_gates: list[SchedulingGate] | None = None
     node_name: str | None = None
     restart_policy: str | None = None
+    termination_grace_period_seconds: int | None = None
     host_network: bool | None = None
 
 

@@ -6,6 +6,7 @@ import os
 import time
 
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.settings import fence_margin
 from at_least_semaphore_pod_hook.sidecar import policy
 from at_least_semaphore_pod_hook.sidecar.log import STDERR, Log
 from at_least_semaphore_pod_hook.sidecar.port import Port
@@ -130,7 +131,7 @@ class _Holding:
         if self._port is None:
             return
         if self._settings.fence:
-            self._port.open(now, lease_end - policy.fence_margin(lease_ms), lease_end)
+            self._port.open(now, lease_end - fence_margin(lease_ms), lease_end)
         else:
             self._port.open(now)
 

@@ -5,8 +5,6 @@ Moments are seconds of a monotonic clock, leases are milliseconds as the store's
 
 from __future__ import annotations
 
-from at_least_semaphore_pod_hook.settings import PROBE_PERIOD_SECONDS, PROBE_TIMEOUT_SECONDS, STOP_GRACE_SECONDS
-
 DEFAULT_LEASE_MS = 15_000
 """What is assumed before the store has said how long the lease is: no load, and soon enough all the same."""
 MAX_LEASE_MS = 7 * 86_400_000
@@ -26,9 +24,6 @@ WAITING_SECONDS = 0.5
 UNCONFIRMED_SECONDS = 1.0
 """The longest pause in seconds while the pod's work waits for a permit that is not held yet."""
 UNBOUNDED = float("inf")
-FENCE_SLACK = 2.0
-"""For what the kubelet needs besides probing and waiting, such as a busy node."""
-MAX_FENCE_MARGIN = 15.0
 MIN_TRY = 0.25
 MAX_TRY = 5.0
 REMINDER = 60.0
@@ -59,16 +54,6 @@ def backoff(failures: int, lease_ms: int, jitter: float, ceiling: float = MAX_BA
     longest = min(ceiling, max(FIRST_BACKOFF, lease_ms / 9_000))
     doubled: float = FIRST_BACKOFF * 2 ** min(failures - 1, 10)
     return min(longest, doubled) * (0.5 + 0.5 * jitter)
-
-
-def fence_margin(lease_ms: int) -> float:
-    """Return how many seconds before a lease's end the pod's work has to be told to stop.
-
-    Longer than all that the kubelet may take: up to a period until it probes, the probe's timeout, and the grace that
-    the container gets. A sixth of the lease where that is more, since a longer one has the time.
-    """
-    needed = PROBE_PERIOD_SECONDS + PROBE_TIMEOUT_SECONDS + STOP_GRACE_SECONDS + FENCE_SLACK
-    return max(needed, min(MAX_FENCE_MARGIN, lease_ms / 6_000))
 
 
 def release_budget(grace: float) -> float:
