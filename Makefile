@@ -41,9 +41,9 @@ docs: install ## Build the documentation as a site into site/; a dead link or an
 reference: install ## Write the tables of flags, annotations, metrics, Events and chart values anew from the code
 	@$(BIN)/python tools/reference.py
 
-.PHONY: pictures
-pictures: install ## Draw the documentation's pictures anew
-	@$(BIN)/python tools/pictures.py
+.PHONY: drawings
+drawings: install ## Draw the documentation's drawings anew
+	@$(BIN)/python tools/drawings.py
 
 .PHONY: test
 test: install check ## Install what the tests run, and run all of them, faults and nodes beside the rest
@@ -100,6 +100,11 @@ bench-certificates: install ## Rotate the certificate of two replicas 100 times 
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds
 	@$(BIN)/python tools/demo.py
+
+.PHONY: pictures
+pictures: install ## Take the pictures of the documents of a live run (six minutes; chromium, and Go for Prometheus)
+	@tools/test-programs
+	@$(BIN)/python -m pictures $(ARGS)
 
 .PHONY: dev
 dev: ## Develop in the current cluster with skaffold, or, where there is none, as dev-local

@@ -11,10 +11,13 @@ _SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def commands(document: str, heading: str) -> list[list[str]]:
-    """Return the commands in a section of a document, each as its words; `heading` is the section's, in full."""
-    _, found, rest = (ROOT / document).read_text().partition(f"\n{heading}\n")
+    """Return the commands in a section of a document, each as its words.
+
+    `heading` is the section's, in full; of the document's own, it is what comes before the first section.
+    """
+    _, found, rest = f"\n{(ROOT / document).read_text()}".partition(f"\n{heading}\n")
     assert found, f"{document} has no section {heading!r}"
-    level = heading.partition(" ")[0]
-    section = re.split(rf"^#{{2,{len(level)}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+    level = max(2, heading.index(" "))
+    section = re.split(rf"^#{{2,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
     lines = "\n".join(_SHELL.findall(section)).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]

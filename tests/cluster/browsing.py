@@ -1,19 +1,15 @@
-"""A real browser for the status page: Chromium, headless and without a way out, driven by selenium."""
+"""What the status page is asked in a real browser."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+from devcluster.browser import emulate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
+
+    from selenium.webdriver import Chrome
 
 WIDE, NARROW = (1200, 900), (390, 844)
 
@@ -70,36 +66,7 @@ return found;
 """
 
 
-@contextmanager
-def browser(directory: Path) -> Iterator[webdriver.Chrome]:
-    """Run a browser that has nothing but the loopback interface; skip where there is none."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("chromium or chromedriver is not installed: make test installs them")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={directory}"):
-        options.add_argument(argument)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
-    if os.getuid() == 0:
-        options.add_argument("--no-sandbox")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        yield started
-    finally:
-        started.quit()
-
-
-def emulate(driver: webdriver.Chrome, size: tuple[int, int], scheme: str) -> None:
-    """Give the page a size and a colour scheme."""
-    command: Any = driver.execute_cdp_cmd
-    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
-    command("Emulation.setDeviceMetricsOverride", metrics)
-    command("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
-
-
-def pictures(driver: webdriver.Chrome, directory: Path) -> None:
+def pictures(driver: Chrome, directory: Path) -> None:
     """Take pictures of the page, wide and narrow, light and dark."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, size in (("wide", WIDE), ("narrow", NARROW)):

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.cluster.browsing import CONTRAST, NARROW, UNNAMED, WIDE, browser, complaints, emulate, pictures
+from devcluster.browser import browser, emulate
+from devcluster.errors import DevClusterError
+from tests.cluster.browsing import CONTRAST, NARROW, UNNAMED, WIDE, complaints, pictures
 from tests.cluster.e2e import PATIENCE_SECONDS, Namespace, Semaphore, client_of, eventually, flags, opted_in, pod
 from tests.cluster.gating import bind, gates, replica, serving
 
@@ -67,7 +70,11 @@ def let_in(namespace: Namespace, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    with browser(tmp_path_factory.mktemp("browser")) as driver:
+    with ExitStack() as stack:
+        try:
+            driver = stack.enter_context(browser(tmp_path_factory.mktemp("browser")))
+        except DevClusterError as error:
+            pytest.skip(str(error))
         yield driver
 
 

@@ -70,14 +70,14 @@ def works_and_waits(namespace: Namespace) -> bool:
     """Say whether two pods of the examples' Job run with a permit while others wait behind our gate."""
     pods = namespace.pods("batch.kubernetes.io/job-name=import")
     running = [each for each in pods if each["status"]["phase"] == "Running"]
-    confirmed = all(one["status"]["initContainerStatuses"][0]["name"] == SIDECAR for one in running)
-    return len(running) == 2 and confirmed and any(each["spec"].get("schedulingGates") for each in pods)
+    beside = [one["spec"]["initContainers"][0]["name"] for one in running]
+    return beside == [SIDECAR, SIDECAR] and any(each["spec"].get("schedulingGates") for each in pods)
 
 
 @pytest.fixture(scope="module")
 def ordinary(installed: Installed) -> Release:
     """The release with ordinary sidecars, to which it is upgraded where no test has done that yet."""
-    if "nativeSidecars" not in (installed.release.values() or {}):
+    if "nativeSidecars" not in installed.release.values():
         installed.release.upgrade(*UPGRADE)
     return installed.release
 

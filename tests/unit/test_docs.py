@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import pictures
+import drawings
 import reference
 from at_least_semaphore_pod_hook import flags, kubectl_plugin
 from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
+from tests.documents import commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,9 +81,9 @@ def test_what_there_is_more_about_is_a_flag_or_an_annotation() -> None:
     assert set(reference._SEE) <= names
 
 
-@pytest.mark.parametrize("name", pictures.PICTURES)
-def test_the_pictures_are_what_make_pictures_draws(name: str) -> None:
-    assert (ROOT / "docs/pictures" / name).read_text() == pictures.PICTURES[name]().svg(), "run make pictures"
+@pytest.mark.parametrize("name", drawings.PICTURES)
+def test_the_drawings_are_what_make_drawings_draws(name: str) -> None:
+    assert (ROOT / "docs/pictures" / name).read_text() == drawings.PICTURES[name]().svg(), "run make drawings"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -175,3 +176,12 @@ def test_the_flags_of_what_is_run_by_hand_are_told(offered: Callable[[], str], h
     rows = rest.partition("\n\n")[0].splitlines()[1:]
     documented = {name for row in rows for name in CODE.findall(cells(row)[0]) if name.startswith("--")}
     assert documented == long_flags(offered())
+
+
+def test_all_documents_install_the_chart_by_the_same_commands() -> None:
+    wanted = commands("README.md", "## Install it into a cluster")
+    assert len(wanted) <= 5
+    assert [words[0] for words in wanted].count("helm") == 1
+    assert commands("docs/operations.md", "## Install")[:2] == wanted[:2]
+    chart = "deploy/helm/at-least-semaphore-pod-hook/README.md"
+    assert commands(chart, "# at-least-semaphore-pod-hook: Helm chart") == wanted[:2]

@@ -106,8 +106,8 @@ PRODUCTS = (
     Product(
         module="github.com/prometheus/prometheus",
         version="v0.307.3",
-        packages={"promtool": "github.com/prometheus/prometheus/cmd/promtool"},
-        seconds={"promtool": 190},
+        packages={name: f"github.com/prometheus/prometheus/cmd/{name}" for name in ("promtool", "prometheus")},
+        seconds={"promtool": 190, "prometheus": 60},
         oldest=(2, 50, 0),
     ),
 )

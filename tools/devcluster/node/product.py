@@ -48,9 +48,8 @@ def local_volume(name: str, directory: Path, node: str) -> Object:
 
 def pods_of(cluster: NodeCluster, selector: str) -> list[Object]:
     """Return the product's own pods."""
-    found: list[Object] = cluster.plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}")[
-        "items"
-    ]
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={selector}"
+    found: list[Object] = cluster.plane.request("GET", path)["items"]
     return found
 
 

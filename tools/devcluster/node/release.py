@@ -17,6 +17,7 @@ from devcluster.webhook import ROOT
 
 CHART = ROOT / "deploy/helm/at-least-semaphore-pod-hook"
 
+_COMMAND_SECONDS = 180.0
 _ROLLOUT_SECONDS = 120.0
 
 
@@ -43,8 +44,19 @@ class Release:
         cluster.apply([local_volume("chart-volume", directory, cluster.nodes[0].name)])
 
     def run(self, *argv: str) -> str:
-        """Run a command and return what it printed to standard output; DevClusterError where it fails."""
-        done = subprocess.run(argv, env=self._environment, cwd=ROOT, capture_output=True, text=True, check=False)
+        """Run a command and return what it printed to standard output.
+
+        DevClusterError where it fails; TimeoutExpired where it takes minutes.
+        """
+        done = subprocess.run(
+            argv,
+            env=self._environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_COMMAND_SECONDS,
+        )
         if done.returncode != 0:
             raise DevClusterError(f"{' '.join(argv)} failed with {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -65,8 +77,10 @@ class Release:
     def values(self) -> dict[str, object]:
         """Return the values that were set."""
         where = ("--namespace", NAMESPACE)
-        found: dict[str, object] = json.loads(self.run("helm", "get", "values", DEPLOYMENT, *where, "--output=json"))
-        return found
+        found: dict[str, object] | None = json.loads(
+            self.run("helm", "get", "values", DEPLOYMENT, *where, "--output=json")
+        )
+        return found or {}
 
     def installed(self) -> bool:
         """Say whether it is installed."""

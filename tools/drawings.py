@@ -1,4 +1,4 @@
-"""Draws the documentation's pictures as SVG files: `make pictures`.
+"""Draws the documentation's pictures as SVG files: `make drawings`.
 
 They have a background of their own and follow the reader's colour scheme, so that they can be read wherever they are
 shown. Nothing in them is fetched from anywhere.
