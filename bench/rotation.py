@@ -15,7 +15,7 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -25,6 +25,7 @@ import yaml
 
 from at_least_semaphore_pod_hook.connector import Connector
 from devcluster.controlplane import ControlPlane
+from devcluster.service import abort, front
 from devcluster.stores import RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, configuration, shipped_rules
 
@@ -112,53 +113,6 @@ class Scene:
         return data["ca.crt"].count(b"BEGIN") == 1 and self.bundle() == data["ca.crt"]
 
 
-@contextlib.asynccontextmanager
-async def front(ports: Sequence[int]) -> AsyncIterator[int]:
-    """Lead each connection of one port to the next of these, as a Service does; yields the port."""
-    turns = itertools.cycle(ports)
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
-
-    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            there, back = await asyncio.open_connection("127.0.0.1", next(turns))
-        except OSError:
-            writer.close()
-            return
-        try:
-            await asyncio.gather(pump(reader, back), pump(there, writer))
-        finally:
-            for each in (writer, back):
-                await _end(each)
-
-    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(lead(reader, writer))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _end(writer: asyncio.StreamWriter) -> None:
-    """End a connection at once, and return when it is closed."""
-    writer.transport.abort()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-
-
 class Load:
     """Pods created as dry runs, and handshakes, until told to stop; `failures` says what went wrong."""
 
@@ -212,7 +166,7 @@ class Load:
             except OSError as error:
                 self.failures.append(f"handshake with {port}: {error}")
             else:
-                await _end(writer)
+                await abort(writer)
             self.handshakes += 1
             await asyncio.sleep(HANDSHAKE_PAUSE_SECONDS)
 
@@ -220,7 +174,7 @@ class Load:
 async def rotate(scene: Scene, count: int) -> Report:
     """Rotate so many times, each one to its end, under load."""
     load = Load(scene)
-    async with front([replica.port for replica in scene.replicas]) as port:
+    async with front(lambda: [replica.port for replica in scene.replicas]) as port:
         await asyncio.to_thread(scene.register, port)
         await asyncio.to_thread(scene.wait_ready)
         began = time.monotonic()

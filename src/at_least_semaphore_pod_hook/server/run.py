@@ -25,6 +25,7 @@ from at_least_semaphore_pod_hook.semaphore.service import SemaphoreService
 from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.callers import Callers
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
+from at_least_semaphore_pod_hook.server.farewell import say_farewell
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
 from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_ended, sweep
@@ -227,6 +228,7 @@ async def _serve(settings: Webhook) -> None:
         stopping.set()
         for task in (sweeping, *background):
             task.cancel()
+        await say_farewell(admissions)
         # Probes and metrics are served until the last admission is answered.
         results: list[BaseException | None] = []
         for server, task in zip(servers, serving, strict=True):
