@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,18 +16,37 @@ from devcluster.stores import EtcdServer, RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
 from tests.cluster.e2e import KINDS, Namespace, admissions, eventually, flags, opted_in, pod
 from tests.cluster.gating import History, replica, serving
+from tests.cluster.rights import AUDITED
 from tests.cluster.watching import ACCOUNT, CLUSTER_RULES, NAMESPACE, OWN_RULES, token, write_kubeconfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+LAST = "test_rights"
+"""The module that looks back at what all others have asked of the API server."""
 
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    ours = [index for index, item in enumerate(items) if item.path.parent == here]
+    # Stable: all others keep their order, and what is not ours its place.
+    ordered = sorted((items[index] for index in ours), key=lambda item: item.path.stem == LAST)
+    for index, item in zip(ours, ordered, strict=True):
+        items[index] = item
+
+
 @pytest.fixture(scope="session")
-def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    with ControlPlane(tmp_path_factory.mktemp("control-plane")) as control_plane:
+def audited() -> list[ControlPlane]:
+    """All that note what our accounts ask; some are closed."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory, audited: list[ControlPlane]) -> Iterator[ControlPlane]:
+    with ControlPlane(tmp_path_factory.mktemp("control-plane"), audited=AUDITED) as control_plane:
+        audited.append(control_plane)
         yield control_plane
 
 
@@ -177,9 +197,10 @@ def history(namespace: Namespace) -> Iterator[History]:
 
 
 @pytest.fixture(scope="module")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+def plane(tmp_path_factory: pytest.TempPathFactory, audited: list[ControlPlane]) -> Iterator[ControlPlane]:
     """A control plane of one module's own, to be restarted; with a service account that has the controller's rights."""
-    with ControlPlane(tmp_path_factory.mktemp("watch")) as started:
+    with ControlPlane(tmp_path_factory.mktemp("watch"), audited=AUDITED) as started:
+        audited.append(started)
         started.create_namespace(NAMESPACE)
         started.request("POST", f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts", {"metadata": {"name": ACCOUNT}})
         group, account = "rbac.authorization.k8s.io", f"--serviceaccount={NAMESPACE}:{ACCOUNT}"

@@ -9,10 +9,12 @@ import ssl
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from devcluster import audit
 from devcluster.binaries import Report, find_or_build
 from devcluster.certificates import Authority, service_account_keys
 from devcluster.errors import DevClusterError
@@ -33,8 +35,9 @@ class ControlPlane:
 
     `apiserver_flags` and `controller_flags` are added after the built-in ones. `fsync` makes etcd sync every write to
     disk, as in production. `node` names the Node object that is created Ready, unless `simulated_node` is false: then
-    kubelets make theirs. After the start there are `url`, `ca_file`, `token` (of group system:masters), `kubeconfig`
-    (the same), and the processes `etcd`, `apiserver` and `controller_manager`, which tests may pause or kill.
+    kubelets make theirs. What the users in `audited` ask is noted in `audit_log` (see `devcluster.audit`). After the
+    start there are `url`, `ca_file`, `token` (of group system:masters), `kubeconfig` (the same), and the processes
+    `etcd`, `apiserver` and `controller_manager`, which tests may pause or kill.
     """
 
     def __init__(
@@ -46,10 +49,14 @@ class ControlPlane:
         fsync: bool = False,
         node: str = "node-1",
         simulated_node: bool = True,
+        audited: Sequence[str] = (),
         report: Report = print,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
+        self.audit_log = directory / "audit.log"
+        self.unready: list[tuple[datetime, datetime]] = []
+        """While the API server was started anew: it may refuse anything as long as it has not read the roles."""
         self.node = node
         self._simulated_node = simulated_node
         self.binaries = find_or_build(["kube-apiserver", "kube-controller-manager", "kubectl", "etcd"], report)
@@ -63,7 +70,7 @@ class ControlPlane:
         self._users = 0
         self.etcd = EtcdServer(directory / "etcd", fsync=fsync, binary=self.binaries["etcd"])
         private, public = service_account_keys(directory)
-        self.apiserver = self._apiserver(private, public, apiserver_flags)
+        self.apiserver = self._apiserver(private, public, [*self._audit_flags(audited), *apiserver_flags])
         self.controller_manager = self._controller_manager(private, controller_flags)
 
     def start(self) -> None:
@@ -92,10 +99,12 @@ class ControlPlane:
 
     def restart_apiserver(self) -> None:
         """End the API server, start it on the same port, and return once it is ready again (about 3 s in all)."""
+        since = datetime.now(UTC)
         # It would wait for watches to end by themselves, which takes ten seconds and is of no interest here.
         self.apiserver.terminate(grace=_RESTART_GRACE_SECONDS)
         self.apiserver.start()
         self.apiserver.wait_until(self._ready, _START_SECONDS)
+        self.unready.append((since, datetime.now(UTC)))
 
     def kubectl(
         self, *arguments: str, input: str | None = None, check: bool = True, kubeconfig: Path | None = None
@@ -185,6 +194,12 @@ class ControlPlane:
             *flags,
         ]
         return Process("kube-apiserver", argv, self.directory / "kube-apiserver.log", cwd=self.directory)
+
+    def _audit_flags(self, users: Sequence[str]) -> list[str]:
+        policy = self.directory / "audit-policy.json"
+        policy.write_text(audit.policy(users))
+        self.audit_log.touch()
+        return [f"--audit-policy-file={policy}", f"--audit-log-path={self.audit_log}"] if users else []
 
     def _controller_manager(self, private: Path, flags: Sequence[str]) -> Process:
         argv = [
