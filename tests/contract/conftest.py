@@ -10,6 +10,7 @@ import pytest
 from devcluster.stores import EtcdServer, RedisServer
 from devcluster.topologies import RedisCluster, SentinelGroup, client
 from devcluster.topologies_etcd import EtcdGroup
+from tests.contract import accounts
 from tests.contract.etcd_subject import EtcdSubject
 from tests.contract.lock_backends import LockBackend
 from tests.contract.lock_worker import ETCD_TTL, REDLOCK_TTL
@@ -60,24 +61,34 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisClu
 @pytest.fixture(scope="session")
 def etcd_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdGroup]:
     with EtcdGroup(tmp_path_factory.mktemp("etcd-group")) as group:
+        accounts.EtcdAdmin(group.members[0].port).let_in()
         yield group
 
 
 @pytest.fixture(scope="session")
+def etcd_with_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd-with-users"), fsync=False) as server:
+        accounts.EtcdAdmin(server.port).let_in()
+        yield server
+
+
+@pytest.fixture(scope="session")
 def new_subject(request: pytest.FixtureRequest) -> Callable[[str], Subject]:
-    """Make a subject of a kind; the servers of that kind start with the first one."""
+    """Make a subject of a kind, with the webhook's account; the servers of that kind start with the first one."""
 
     def single(kind: str) -> Subject:
         server: RedisServer = request.getfixturevalue(f"{kind}_server")
-        return RedisSubject(f"redis://{server.address}", [client(server.port)])
+        admin = client(server.port)
+        accounts.let_in(admin, "users.acl")
+        return RedisSubject(f"redis://{accounts.WEBHOOK}:{accounts.PASSWORD}@{server.address}", [admin])
 
     def sentinel() -> Subject:
         group: SentinelGroup = request.getfixturevalue("sentinel_group")
-        return RedisSubject(group.url, [group.client(group.primary())])
+        return RedisSubject(accounts.into_sentinels(group), [group.client(group.primary())])
 
     def cluster() -> Subject:
         nodes: RedisCluster = request.getfixturevalue("redis_cluster")
-        return RedisSubject(nodes.url, [client(server.port) for server in nodes.servers])
+        return RedisSubject(accounts.into_cluster(nodes), [client(server.port) for server in nodes.servers])
 
     makers: dict[str, Callable[[], Subject]] = {
         "memory": MemorySubject,
@@ -85,7 +96,7 @@ def new_subject(request: pytest.FixtureRequest) -> Callable[[str], Subject]:
         "valkey": lambda: single("valkey"),
         "sentinel": sentinel,
         "cluster": cluster,
-        "etcd": lambda: EtcdSubject([request.getfixturevalue("etcd_server").port]),
+        "etcd": lambda: EtcdSubject([request.getfixturevalue("etcd_with_users").port]),
         "etcd-3": lambda: EtcdSubject([member.port for member in request.getfixturevalue("etcd_group").members]),
     }
     return lambda kind: makers[kind]()

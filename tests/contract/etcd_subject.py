@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import http.client
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from at_least_semaphore_pod_hook.etcd.wire import LeaseResponse, TimeToLiveRespo
 from at_least_semaphore_pod_hook.etcd_permits import KEEP_ALIVE, LEASE_GRANT, holder_key
 from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore
 from at_least_semaphore_pod_hook.stores.opening import open_store
+from tests.contract.accounts import PASSWORD, WEBHOOK, EtcdAdmin
 from tests.contract.subjects import Clock, Subject
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ class VirtualLeases:
 
     def __init__(self, clock: Clock, port: int) -> None:
         self.clock = clock
-        self._port = port
+        self.post = EtcdAdmin(port).post
         self._leases: dict[int, tuple[float, int]] = {}
 
     @property
@@ -66,15 +65,6 @@ class VirtualLeases:
     def revoke(self, lease: int) -> None:
         self.revoked(lease)
         self.post("/v3/lease/revoke", {"ID": str(lease)})
-
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
-        try:
-            connection.request("POST", path, json.dumps(body))
-            read: dict[str, Any] = json.load(connection.getresponse())
-            return read
-        finally:
-            connection.close()
 
 
 class VirtualClient(Client):
@@ -115,8 +105,10 @@ class VirtualClient(Client):
 class EtcdSubject(Subject):
     """A real etcd; the time of its leases is the subject's, and so is the one that fencing tokens are made of.
 
+    Its stores have the webhook's account.
+
     Args:
-        ports: Those of the cluster's members.
+        ports: Those of the cluster's members, which know the shipped roles.
     """
 
     tick = 1.0
@@ -125,7 +117,7 @@ class EtcdSubject(Subject):
     def __init__(self, ports: Sequence[int]) -> None:
         self.clock = Clock()
         self.leases = VirtualLeases(self.clock, ports[0])
-        self._addresses = [Address("127.0.0.1", port) for port in ports]
+        self._addresses = [Address("127.0.0.1", port, username=WEBHOOK, password=PASSWORD) for port in ports]
         self._values = itertools.count()
         self.leases.post("/v3/kv/deleterange", {"key": _encoded(b"\0"), "range_end": _encoded(b"\0")})
         self.stores: Sequence[Store] = [self._open_in_virtual_time() for _ in range(2)]
@@ -136,7 +128,7 @@ class EtcdSubject(Subject):
 
     def open(self) -> Store:
         hosts = ",".join(f"127.0.0.1:{address.port}" for address in self._addresses)
-        return open_store(parse_store_url(f"etcd://{hosts}"))
+        return open_store(parse_store_url(f"etcd://{WEBHOOK}:{PASSWORD}@{hosts}"))
 
     def advance(self, seconds: float) -> None:
         self.leases.advance(seconds)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from at_least_semaphore_pod_hook.addresses import parse_store_url
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError
-from at_least_semaphore_pod_hook.etcd import Client, prefix_end
+from at_least_semaphore_pod_hook.etcd import Client
 from at_least_semaphore_pod_hook.semaphore.model import Outcome
 from at_least_semaphore_pod_hook.stores.opening import open_store
 from devcluster.certificates import Authority
 from devcluster.stores import EtcdServer
+from tests.contract.accounts import PASSWORD, ROOT, WEBHOOK, EtcdAdmin
 from tests.contract.etcd.stores import create, until, wish
 from tests.contract.lock_backends import address
 from tests.contract.wishes import KEY, REDLOCK
@@ -23,47 +24,19 @@ if TYPE_CHECKING:
 
     from tests.contract.etcd.stores import Opener
 
-PASSWORD = "secret-word"
-
-
-async def _enable_authentication(store_client: Client) -> None:
-    steps: list[tuple[str, dict[str, Any]]] = [
-        ("user/add", {"name": "root", "password": PASSWORD}),
-        ("role/add", {"name": "root"}),
-        ("user/grant", {"user": "root", "role": "root"}),
-        ("user/add", {"name": "semaphore", "password": PASSWORD}),
-        ("role/add", {"name": "semaphore"}),
-        ("user/grant", {"user": "semaphore", "role": "semaphore"}),
-        *(
-            ("role/grant", {"name": "semaphore", "perm": {"permType": "READWRITE", "key": key, "range_end": end}})
-            for key, end in map(_permission, ("queue/", "inflight/", "denied/", "ended/", "lock/", "epoch"))
-        ),
-        ("enable", {}),
-    ]
-    for path, body in steps:
-        await store_client.exchange(f"/v3/auth/{path}", body)
-
 
 async def forget_tokens(server: EtcdServer, user: str, password: str) -> None:
     """Have etcd refuse the tokens of a user, as it does when they have expired: it does so to a new password's user."""
-    client = Client([address(server)._replace(username="root", password=PASSWORD)])
+    client = Client([address(server)._replace(username=ROOT, password=PASSWORD)])
     await client.exchange("/v3/auth/user/changepw", {"name": user, "password": password})
     await client.close()
 
 
-def _permission(name: str) -> tuple[str, str]:
-    from at_least_semaphore_pod_hook.etcd_permits import encoded  # noqa: PLC0415
-
-    return encoded(name), encoded(prefix_end(name.encode()).decode()) if name.endswith("/") else ""
-
-
-async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server: EtcdServer, tmp_path: Path) -> None:
-    client = Client([address(mortal_etcd_server)])
-    await _enable_authentication(client)
-    await client.close()
+async def test_a_user_with_the_shipped_role_logs_in_again(mortal_etcd_server: EtcdServer, tmp_path: Path) -> None:
+    EtcdAdmin(mortal_etcd_server.port).let_in()
     file = tmp_path / "password"
     file.write_text(f"{PASSWORD}\n")
-    store = open_store(parse_store_url(f"etcd://semaphore@127.0.0.1:{mortal_etcd_server.port}?password-file={file}"))
+    store = open_store(parse_store_url(f"etcd://{WEBHOOK}@127.0.0.1:{mortal_etcd_server.port}?password-file={file}"))
     changes = store.changes()
     step = await store.begin(KEY, REDLOCK)
     await store.set_length(KEY, 2, step.fence)
@@ -71,7 +44,7 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
     await asyncio.sleep(0.1)
     assert (await store.acquire(wish("a", 2, owner="Job/a"))).outcome is Outcome.GRANTED
     await store.keep(KEY, "a", "pod-a", "uid-a")
-    await forget_tokens(mortal_etcd_server, "semaphore", PASSWORD)
+    await forget_tokens(mortal_etcd_server, WEBHOOK, PASSWORD)
     assert await store.renew(KEY, "a", "pod-a") == 60_000
     assert (await store.acquire(wish("b", 2))).outcome is Outcome.GRANTED
     assert (await store.acquire(wish("c", 2, owner="Job/c"))).outcome is Outcome.FULL
@@ -83,13 +56,13 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
         assert await heard == KEY
     assert await store.renew(KEY, "a", "pod-a") == -1
     assert [key async for key in store.semaphores()] == [KEY]
-    await forget_tokens(mortal_etcd_server, "semaphore", "other-word")
+    await forget_tokens(mortal_etcd_server, WEBHOOK, "other-word")
     with pytest.raises(StoreUnavailableError, match="invalid user ID or password"):
         await store.renew(KEY, "b")
     file.write_text("other-word\n")
     assert await store.renew(KEY, "b") == 60_000
     file.write_text("wrong-word")
-    await forget_tokens(mortal_etcd_server, "semaphore", "other-word")
+    await forget_tokens(mortal_etcd_server, WEBHOOK, "other-word")
     with pytest.raises(StoreUnavailableError, match="invalid user ID or password") as caught:
         await store.renew(KEY, "b")
     assert "wrong-word" not in str(caught.value)
@@ -101,10 +74,8 @@ async def test_a_user_with_the_documented_role_logs_in_again(mortal_etcd_server:
 
 
 async def test_who_only_listens_logs_in_again(mortal_etcd_server: EtcdServer, opened: Opener) -> None:
-    client = Client([address(mortal_etcd_server)])
-    await _enable_authentication(client)
-    await client.close()
-    user = address(mortal_etcd_server)._replace(username="semaphore", password=PASSWORD)
+    EtcdAdmin(mortal_etcd_server.port).let_in()
+    user = address(mortal_etcd_server)._replace(username=WEBHOOK, password=PASSWORD)
     listener, other = opened(user), opened(user)
     await create(other)
     await other.acquire(wish("a"))
@@ -112,7 +83,7 @@ async def test_who_only_listens_logs_in_again(mortal_etcd_server: EtcdServer, op
     heard = asyncio.ensure_future(anext(changes))
     await asyncio.sleep(0.2)
     old = listener._client._token
-    await forget_tokens(mortal_etcd_server, "semaphore", PASSWORD)
+    await forget_tokens(mortal_etcd_server, WEBHOOK, PASSWORD)
     mortal_etcd_server.restart()
     assert await other.release(KEY, "a") is True
     async with asyncio.timeout(8):
