@@ -313,14 +313,16 @@ def test_etcd_as_store_and_lock(whole: Installation, lock_etcd: EtcdServer) -> N
 def test_rights_that_are_missing_or_too_wide(whole: Installation) -> None:
     binding, wide = f"rolebinding/{NAME}", "doctor-wide"
     kept = whole.plane.kubectl("get", binding, "-n", "default", "-o", "json").stdout
-    whole.plane.kubectl("delete", binding, "-n", "default")
-    try:
-        eventually(lambda: whole.examine()["rights"] == "error", "the missing rights are seen")
-        assert whole.examine()["service"] == "warning"
-    finally:
-        document = json.loads(kept)
-        document["metadata"] = {"name": NAME, "namespace": "default"}
-        whole.plane.kubectl("apply", "-f", "-", input=json.dumps(document))
+    with whole.plane.other_rights():
+        whole.plane.kubectl("delete", binding, "-n", "default")
+        try:
+            eventually(lambda: whole.examine()["rights"] == "error", "the missing rights are seen")
+            assert whole.examine()["service"] == "warning"
+        finally:
+            document = json.loads(kept)
+            document["metadata"] = {"name": NAME, "namespace": "default"}
+            whole.plane.kubectl("apply", "-f", "-", input=json.dumps(document))
+        eventually(lambda: whole.examine()["rights"] == "ok", "the rights are back")
     account = f"--serviceaccount=default:{SHIPPED_ACCOUNT}"
     whole.plane.kubectl("create", "clusterrolebinding", wide, "--clusterrole=edit", account)
     try:

@@ -8,7 +8,8 @@ import secrets
 import ssl
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -56,7 +57,7 @@ class ControlPlane:
         self.directory = directory
         self.audit_log = directory / "audit.log"
         self.unready: list[tuple[datetime, datetime]] = []
-        """While the API server was started anew: it may refuse anything as long as it has not read the roles."""
+        """While it may refuse what the manifests grant: it had not read the roles yet, or they were changed."""
         self.node = node
         self._simulated_node = simulated_node
         self.binaries = find_or_build(["kube-apiserver", "kube-controller-manager", "kubectl", "etcd"], report)
@@ -99,12 +100,20 @@ class ControlPlane:
 
     def restart_apiserver(self) -> None:
         """End the API server, start it on the same port, and return once it is ready again (about 3 s in all)."""
+        with self.other_rights():
+            # It would wait for watches to end by themselves, which takes ten seconds and is of no interest here.
+            self.apiserver.terminate(grace=_RESTART_GRACE_SECONDS)
+            self.apiserver.start()
+            self.apiserver.wait_until(self._ready, _START_SECONDS)
+
+    @contextmanager
+    def other_rights(self) -> Iterator[None]:
+        """Note that rights are not those of the manifests meanwhile."""
         since = datetime.now(UTC)
-        # It would wait for watches to end by themselves, which takes ten seconds and is of no interest here.
-        self.apiserver.terminate(grace=_RESTART_GRACE_SECONDS)
-        self.apiserver.start()
-        self.apiserver.wait_until(self._ready, _START_SECONDS)
-        self.unready.append((since, datetime.now(UTC)))
+        try:
+            yield
+        finally:
+            self.unready.append((since, datetime.now(UTC)))
 
     def kubectl(
         self, *arguments: str, input: str | None = None, check: bool = True, kubeconfig: Path | None = None
