@@ -36,8 +36,14 @@ def test_a_line_is_one_json_object(message: str, key: str) -> None:
     line = Log(_settings(key=key)).line("info", message, 0.0)
     assert "\n" not in line
     document = json.loads(line)
-    assert list(document) == ["time", "level", "message", "semaphore", "permit", "pod"]
-    assert document["semaphore"] == f"ns/{key}"
+    assert list(document) == ["time", "level", "message", "semaphore", "namespace", "key", "permit", "pod"]
+    assert (document["semaphore"], document["namespace"], document["key"]) == (f"ns/{key}", "ns", key)
+
+
+def test_what_a_call_came_to_has_an_outcome_and_how_long_it_took() -> None:
+    document = json.loads(Log(_settings()).line("info", "gave the permit back", 0.0, "released", 0.01234))
+    assert (document["outcome"], document["milliseconds"]) == ("released", 12.3)
+    assert Log(_settings("text")).line("info", "m", 0.0, "lost", 0.5).endswith(' outcome="lost" milliseconds=500.0')
 
 
 @given(st.text())
@@ -45,4 +51,4 @@ def test_a_line_of_text_is_one_line(message: str) -> None:
     line = Log(_settings("text")).line("error", message, 0.0)
     assert line.isprintable()
     assert line.startswith("1970-01-01T00:00:00.000Z ERROR ")
-    assert line.endswith(' semaphore="ns/key" permit="p1" pod="pod-1"')
+    assert line.endswith(' semaphore="ns/key" namespace="ns" key="key" permit="p1" pod="pod-1"')

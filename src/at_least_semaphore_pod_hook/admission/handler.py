@@ -13,6 +13,7 @@ from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.admission import inject, review
 from at_least_semaphore_pod_hook.admission.annotations import WhenFull
 from at_least_semaphore_pod_hook.errors import InvalidInputError, UnavailableError
+from at_least_semaphore_pod_hook.semaphore.lines import decided
 from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
@@ -52,6 +53,26 @@ class Answer(NamedTuple):
     decision: Decision
     code: int
     body: bytes
+
+
+class _Line:
+    """What is logged of one admission: whose it is, as far as that is known, and since when it is under way."""
+
+    __slots__ = ("_began", "_key", "_namespace", "_pod")
+
+    def __init__(self, namespace: str) -> None:
+        self._began = time.perf_counter()
+        self._namespace = namespace
+        self._key: SemaphoreKey | None = None
+        self._pod = ""
+
+    def names(self, key: SemaphoreKey, pod: str) -> None:
+        self._key, self._pod = key, pod
+
+    def fields(self, outcome: str, permit: str = "", **more: object) -> dict[str, object]:
+        took = time.perf_counter() - self._began
+        # Where the semaphore is not known, its namespace is all the same.
+        return decided(self._key, permit, self._pod, outcome, took) | {"namespace": self._namespace, **more}
 
 
 def _uncounted(_key: SemaphoreKey) -> None:
@@ -98,20 +119,21 @@ class AdmissionHandler:
             InvalidInputError: The body is no AdmissionReview of admission.k8s.io/v1, so there is nobody to answer.
         """
         request = review.decode_review(body)
+        line = _Line(request.namespace)
         try:
-            return await self._admit(request, timeout)
+            return await self._admit(request, timeout, line)
         except InvalidInputError as error:
-            logger.info("pod refused", extra={"namespace": request.namespace, "reason": str(error)})
+            logger.info("pod refused", extra=line.fields("refused", reason=str(error)))
             return _refused(Decision.DENIED, request, 400, "BadRequest", str(error))
         except UnavailableError as error:
-            logger.error("admission failed", extra={"namespace": request.namespace, "reason": str(error)})  # noqa: TRY400
+            logger.error("admission failed", extra=line.fields("failed", reason=str(error)))  # noqa: TRY400
             return _refused(Decision.ERRORED, request, 503, "ServiceUnavailable", str(error))
         except Exception:
-            logger.exception("admission failed unexpectedly", extra={"namespace": request.namespace})
+            logger.exception("admission failed unexpectedly", extra=line.fields("failed"))
             message = "at-least-semaphore-pod-hook failed unexpectedly; its log says why"
             return _refused(Decision.ERRORED, request, 500, "InternalError", message)
 
-    async def _admit(self, request: Request, timeout: float) -> Answer:
+    async def _admit(self, request: Request, timeout: float, line: _Line) -> Answer:
         if not request.creates_pod:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
         pod = review.decode_pod(request.object)
@@ -121,16 +143,24 @@ class AdmissionHandler:
         if not _namespace_pattern.fullmatch(request.namespace):
             raise InvalidInputError(f"request.namespace: {request.namespace[:80]!a} is no namespace")
         key = SemaphoreKey(request.namespace, demand.key)
+        line.names(key, _name(pod.metadata))
         if (demand.when_full or self._when_full) is WhenFull.DENY:
-            return await self._take(request, pod, demand, key, timeout, [])
+            return await self._take(request, pod, demand, key, timeout, [], line)
         if pod.spec.node_name:
             # The scheduler never sees it, so that no gate could hold it back, and the API server refuses it with one.
             warning = f"spec.nodeName is set, so this pod cannot wait: it is denied while {key} has no permit free"
-            return await self._take(request, pod, demand, key, timeout, [warning])
-        return self._line_up(request, pod, demand, key)
+            return await self._take(request, pod, demand, key, timeout, [warning], line)
+        return self._line_up(request, pod, demand, key, line)
 
     async def _take(
-        self, request: Request, pod: Pod, demand: Demand, key: SemaphoreKey, timeout: float, warnings: list[str]
+        self,
+        request: Request,
+        pod: Pod,
+        demand: Demand,
+        key: SemaphoreKey,
+        timeout: float,
+        warnings: list[str],
+        line: _Line,
     ) -> Answer:
         """Take a permit for a pod, or deny it."""
         carried = inject.find_carried(pod.spec, self._template.name)
@@ -151,7 +181,7 @@ class AdmissionHandler:
         if acquired.outcome is Outcome.FULL:
             if not wish.dry_run:
                 self._on_denied(key)
-            logger.info("pod denied", extra={"semaphore": str(key), "pod": wish.pod, "held": acquired.held})
+            logger.info("pod denied", extra=line.fields("denied", held=acquired.held))
             return _refused(Decision.DENIED, request, 403, "Forbidden", _full(key, acquired), warnings)
         try:
             operations = inject.ungate(pod.spec.scheduling_gates, self._prefix + pod_annotations.GATE)
@@ -166,18 +196,10 @@ class AdmissionHandler:
             raise
         if acquired.outcome is Outcome.GRANTED and not wish.dry_run:
             self._on_granted(key)
-        logger.info(
-            "pod admitted",
-            extra={
-                "semaphore": str(key),
-                "pod": wish.pod,
-                "permit": acquired.permit,
-                "outcome": acquired.outcome.value,
-            },
-        )
+        logger.info("pod admitted", extra=line.fields(acquired.outcome.value, permit=acquired.permit))
         return Answer(Decision.PATCHED, 200, answer)
 
-    def _line_up(self, request: Request, pod: Pod, demand: Demand, key: SemaphoreKey) -> Answer:
+    def _line_up(self, request: Request, pod: Pod, demand: Demand, key: SemaphoreKey, line: _Line) -> Answer:
         """Let a pod in behind our gate. Nothing is written: it gets its permit once the API server has stored it."""
         gate = self._prefix + pod_annotations.GATE
         carried = inject.find_carried(pod.spec, self._template.name)
@@ -187,7 +209,7 @@ class AdmissionHandler:
         operations += self._annotate(pod.metadata, arrived=arrived)
         operations += self._put_sidecar(pod, demand, key, carried, inject.UID_PERMIT, port)
         warnings = self._fence(pod, demand, carried, port, operations)
-        logger.info("pod gated", extra={"semaphore": str(key), "pod": _name(pod.metadata)})
+        logger.info("pod gated", extra=line.fields("gated"))
         return Answer(Decision.PATCHED, 200, review.patched(request.uid, operations, warnings))
 
     def _annotate(self, metadata: Metadata, *, arrived: str = "", fencing_token: str = "") -> Operations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.console.reaching import reach
@@ -12,6 +13,7 @@ from at_least_semaphore_pod_hook.controller.events import RELEASED
 from at_least_semaphore_pod_hook.controller.kube import Reference, Written
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError
 from at_least_semaphore_pod_hook.overview.tables import printable
+from at_least_semaphore_pod_hook.semaphore.lines import decided
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 
 if TYPE_CHECKING:
@@ -51,13 +53,14 @@ async def run(settings: Release) -> int:
         if not settings.yes and not await asyncio.to_thread(_agreed):
             _say("nothing was released")
             return DECLINED
+        began = time.monotonic()
         # Whoever holds it now may be another than the one that was asked about.
         now = next((one for one in (await store.state(semaphore)).holders if one.permit == settings.permit), None)
         if now is None or now.token != holder.token or not await store.release(semaphore, settings.permit):
             _say(f"permit {settings.permit} of {semaphore} is not held any more")
             return 1
-        about = {"semaphore": str(semaphore), "permit": holder.permit, "pod": holder.pod, "token": holder.token}
-        logger.info("permit released by hand", extra=about)
+        about = decided(semaphore, holder.permit, holder.pod, "released", time.monotonic() - began)
+        logger.info("permit released by hand", extra=about | {"token": holder.token})
         if found.pod is not None and kube is not None:
             await _report(kube, semaphore, found.pod)
         return 0

@@ -23,6 +23,7 @@ from at_least_semaphore_pod_hook.controller.decide import (
 from at_least_semaphore_pod_hook.controller.kube import OWNERS, Written
 from at_least_semaphore_pod_hook.controller.survey import FALLBACK_EXPIRATION_SECONDS
 from at_least_semaphore_pod_hook.errors import ApiUnavailableError, StoreUnavailableError
+from at_least_semaphore_pod_hook.semaphore.lines import decided
 from at_least_semaphore_pod_hook.semaphore.model import AcquireRequest, Outcome
 
 if TYPE_CHECKING:
@@ -144,10 +145,12 @@ class Effects:
 
     async def _reclaim(self, semaphore: SemaphoreKey, permit: str, pod: str, reason: Reason) -> bool:
         """Take a permit back, and count it; returns False where it was free already."""
+        began = self._clock()
         if not await self._store.release(semaphore, permit, ended=reason in {Reason.ENDED, Reason.FINISHED}):
             return False
         self._meter.reclaimed(semaphore, reason.value)
-        logger.info("permit reclaimed", extra=_about(semaphore, permit, pod) | {"reason": reason.value})
+        about = self._about(semaphore, permit, pod, "reclaimed", began)
+        logger.info("permit reclaimed", extra=about | {"reason": reason.value})
         return True
 
     async def _is_gone(self, semaphore: SemaphoreKey, holder: Holder) -> bool:
@@ -160,6 +163,7 @@ class Effects:
         return not any(pod.namespace == semaphore.namespace and pod.permit == holder.permit for pod in pods)
 
     async def _keep_all(self, semaphore: SemaphoreKey, keeps: Sequence[Keep]) -> None:
+        began = self._clock()
         nodes = sorted({keep.pod.node for keep in keeps if keep.lapsing and keep.pod.node})
         ready = dict(zip(nodes, await asyncio.gather(*map(self._kube.node_ready, nodes)), strict=True))
         kept = [keep for keep in keeps if not keep.lapsing or not keep.pod.node or ready[keep.pod.node]]
@@ -168,7 +172,7 @@ class Effects:
         )
         for keep in kept:
             if keep.suspect:
-                about = _about(semaphore, keep.holder.permit, keep.holder.pod)
+                about = self._about(semaphore, keep.holder.permit, keep.holder.pod, "kept", began)
                 logger.warning("permit kept for a pod whose sidecar is silent", extra=about)
                 self._reports.silent(semaphore, keep.pod)
 
@@ -182,14 +186,14 @@ class Effects:
         under_way: list[asyncio.Task[Served | Missing | None]] = []
         try:
             for action in actions:
-                until = loop.time() + _expiration(action.pod) / 2
+                began, until = self._clock(), loop.time() + _expiration(action.pod) / 2
                 if isinstance(action, Ungate):
                     token = action.token if await self._renewed(semaphore, action.pod, until) else 0
                 else:
                     token = await self._acquire(semaphore, action.pod)
                 if not token:
                     break
-                under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token, until)))
+                under_way.append(asyncio.create_task(self._let_in(semaphore, action.pod, token, began, until)))
                 if len(actions) <= IN_A_ROW:
                     await asyncio.wait(under_way)
             # One that fails must not keep the others, whose permits are taken, from coming in.
@@ -219,8 +223,14 @@ class Effects:
         except TimeoutError as error:
             raise StoreUnavailableError(f"semaphore {semaphore}: half of a lease was over before an answer") from error
 
-    async def _let_in(self, semaphore: SemaphoreKey, pod: PodView, token: int, until: float) -> Served | Missing | None:
-        """Remove our gate where the pod has it, and nothing else; write the token down where its workload reads it."""
+    async def _let_in(
+        self, semaphore: SemaphoreKey, pod: PodView, token: int, granting: float, until: float
+    ) -> Served | Missing | None:
+        """Remove our gate where the pod has it, and nothing else; write the token down where its workload reads it.
+
+        `granting` is when its permit was asked for, by our clock, and `until` when half of its lease is over, by the
+        event loop's.
+        """
         began = self._clock()
         name = self._prefix + pod_annotations.FENCING_TOKEN
         patch = ungate(pod, self._prefix + pod_annotations.GATE)
@@ -234,7 +244,7 @@ class Effects:
             raise ApiUnavailableError(f"pod {pod.namespace}/{pod.name}: not let in within half of its lease") from error
         if written is Written.DONE:
             message = "pod let in" if pod.gated else "permit granted to a pod that had none"
-            logger.info(message, extra=_about(semaphore, pod.permit, pod.name))
+            logger.info(message, extra=self._about(semaphore, pod.permit, pod.name, "granted", granting))
             return Served(pod, self._clock() - began)
         if written is Written.MISSING:
             await self._reclaim(semaphore, pod.permit, pod.name, Reason.GONE)
@@ -246,13 +256,18 @@ class Effects:
         """Touch an owner, whose controller then tries again at once instead of sitting out its back-off."""
         kind, _, name = owner.partition("/")
         if self._wake_owners and kind in OWNERS and name:
-            stamp = f"{time.time():.3f}"
+            began, stamp = self._clock(), f"{time.time():.3f}"
             annotation = self._prefix + pod_annotations.WOKEN
             touched = await self._kube.touch_owner(kind, semaphore.namespace, name, annotation, stamp)
             if touched is not None:
-                logger.info("owner woken", extra={"semaphore": str(semaphore), "owner": owner})
+                about = self._about(semaphore, "", "", "woken", began)
+                logger.info("owner woken", extra=about | {"owner": owner})
                 self._reports.woken(semaphore, touched)
         await self._store.forget_denied(semaphore, owner)
+
+    def _about(self, semaphore: SemaphoreKey, permit: str, pod: str, outcome: str, began: float) -> dict[str, object]:
+        """Return what is logged of a decision that was begun at a time by our clock."""
+        return decided(semaphore, permit, pod, outcome, self._clock() - began)
 
 
 def ungate(pod: PodView, gate: str) -> list[dict[str, Any]]:
@@ -266,7 +281,3 @@ def ungate(pod: PodView, gate: str) -> list[dict[str, Any]]:
 
 def _expiration(pod: PodView) -> int:
     return pod.expiration or FALLBACK_EXPIRATION_SECONDS
-
-
-def _about(semaphore: SemaphoreKey, permit: str, pod: str) -> dict[str, str]:
-    return {"semaphore": str(semaphore), "permit": permit, "pod": pod}

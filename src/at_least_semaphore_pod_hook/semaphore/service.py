@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from at_least_semaphore_pod_hook.errors import StaleFenceError, StoreUnavailableError, UnavailableError
+from at_least_semaphore_pod_hook.semaphore.lines import decided
 from at_least_semaphore_pod_hook.semaphore.model import Acquired, AcquireRequest, Outcome, SemaphoreKey
 
 if TYPE_CHECKING:
@@ -162,7 +163,13 @@ class SemaphoreService:
     async def _rebuild(self, key: SemaphoreKey, step: Step) -> None:
         """Put back the holders that the store may have lost, before anybody is granted a permit."""
         adoptees = await self._survey(key)
+        began = time.monotonic()
+        known = {holder.permit for holder in (await self._store.state(key)).holders} if adoptees else set()
         adopted = await self._store.adopt(key, adoptees, step.fence) if adoptees else 0
+        took = time.monotonic() - began
+        for one in adoptees:
+            if one.permit not in known:
+                logger.info("permit adopted", extra=decided(key, one.permit, one.pod, "adopted", took))
         if step.length or adopted:
             about = {"semaphore": str(key), "held": step.held, "adopted": adopted}
             logger.warning("semaphore rebuilt: the store may have lost data", extra=about)
@@ -181,13 +188,13 @@ class SemaphoreService:
         buffers. Whatever this misses ends with its lease.
         """
         answers = 0
+        began = time.monotonic()
         for pause in (0.0, *UNDO_PAUSES_SECONDS):
             await asyncio.sleep(pause)
             try:
                 if await self._store.release(key, permit):
-                    logger.info(
-                        "permit of a failed admission given back", extra={"semaphore": str(key), "permit": permit}
-                    )
+                    about = decided(key, permit, "", "undone", time.monotonic() - began)
+                    logger.info("permit of a failed admission given back", extra=about)
                 answers += 1
             except UnavailableError:
                 continue

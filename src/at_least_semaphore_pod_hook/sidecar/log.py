@@ -50,17 +50,22 @@ class Log:
         self._json = settings.common.log_format.lower() != "text"
         self._fields = (
             ("semaphore", f"{settings.namespace}/{settings.key}"),
+            ("namespace", settings.namespace),
+            ("key", settings.key),
             ("permit", settings.permit),
             ("pod", settings.pod),
         )
         self._poll = select.poll()
         self._poll.register(STDERR, select.POLLOUT)
 
-    def write(self, level: str, message: str) -> None:
-        """Write a line, or drop it where standard error takes none: a log that is stuck must not cost the permit."""
+    def write(self, level: str, message: str, outcome: str = "", seconds: float = 0.0) -> None:
+        """Write a line, or drop it where standard error takes none: a log that is stuck must not cost the permit.
+
+        What a call of the store came to has an `outcome`, and how many `seconds` it took.
+        """
         if LEVELS[level] < self._level:
             return
-        line = self.line(level, message, time.time()).encode("ascii", "backslashreplace")
+        line = self.line(level, message, time.time(), outcome, seconds).encode("ascii", "backslashreplace")
         # A pipe that is writable at all takes 4,096 bytes without blocking; no line comes near that.
         try:
             if self._poll.poll(0):
@@ -68,11 +73,14 @@ class Log:
         except OSError:
             return
 
-    def line(self, level: str, message: str, seconds: float) -> str:
-        """Return a line without its end; `seconds` is when, since the epoch."""
+    def line(self, level: str, message: str, at: float, outcome: str = "", seconds: float = 0.0) -> str:
+        """Return a line without its end; `at` is when, in seconds since the epoch."""
         message = message[:MAX_MESSAGE]
+        own = [(name, quote(value)) for name, value in self._fields]
+        if outcome:
+            own += [("outcome", quote(outcome)), ("milliseconds", f"{seconds * 1_000:.1f}")]
         if self._json:
-            fields = (("time", timestamp(seconds)), ("level", level), ("message", message), *self._fields)
-            return "{" + ", ".join(f'"{name}": {quote(value)}' for name, value in fields) + "}"
-        rest = " ".join(f"{name}={quote(value)}" for name, value in self._fields)
-        return f"{timestamp(seconds)} {level.upper()} {quote(message)[1:-1]} {rest}"
+            first = [("time", quote(timestamp(at))), ("level", quote(level)), ("message", quote(message))]
+            return "{" + ", ".join(f'"{name}": {value}' for name, value in first + own) + "}"
+        rest = " ".join(f"{name}={value}" for name, value in own)
+        return f"{timestamp(at)} {level.upper()} {quote(message)[1:-1]} {rest}"

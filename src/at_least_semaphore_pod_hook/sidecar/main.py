@@ -106,22 +106,23 @@ class _Holding:
         except StoreUnavailableError as error:
             now = time.monotonic()
             self._schedule.failed(now, _jitter())
-            self._say(self._health.unavailable(now, str(error)))
+            self._say(self._health.unavailable(now, str(error)), "unavailable", now - sent)
             return False
         now = time.monotonic()
         if lease_ms == policy.ENDED:
-            self._log.write("info", "the pod's other containers have ended, and the permit is back: nothing left to do")
+            over = "the pod's other containers have ended, and the permit is back: nothing left to do"
+            self._log.write("info", over, "ended", now - sent)
             return True
         if lease_ms:
             self._schedule.renewed(sent, lease_ms)
-            self._say(self._health.renewed(now, sent, lease_ms, self._schedule.due - sent))
+            self._say(self._health.renewed(now, sent, lease_ms, self._schedule.due - sent), "renewed", now - sent)
             self._open(now, sent + lease_ms / 1_000, lease_ms)
             return False
         if self._waiting:
-            self._log.write("warning", NOT_OURS)
+            self._log.write("warning", NOT_OURS, "lost", now - sent)
             return True
         self._schedule.lost(sent)
-        self._say(self._health.lost(now))
+        self._say(self._health.lost(now), "lost", now - sent)
         if self._port is not None and self._settings.fence:
             self._port.close("the permit is not ours any more")
         return False
@@ -138,7 +139,7 @@ class _Holding:
     def release(self, now: float) -> int:
         """Give the permit back, and return the exit code. The grace period counts from `now`."""
         grace = self._settings.termination_grace_period_seconds
-        deadline = now + policy.release_budget(grace)
+        began, deadline = now, now + policy.release_budget(grace)
         if self._port is not None:
             self._port.close()
         self._log.write("debug", "asked to stop, giving the permit back")
@@ -150,13 +151,15 @@ class _Holding:
                 released = self._release_once(min(deadline, now + policy.try_timeout(self._schedule.lease_ms)))
             except StoreUnavailableError as error:
                 failures += 1
-                self._say(health.unavailable(time.monotonic(), str(error)))
+                failed = time.monotonic()
+                self._say(health.unavailable(failed, str(error)), "unavailable", failed - now)
             else:
-                return self._released(released, lost=self._store.unanswered > unanswered)
+                return self._released(released, began, lost=self._store.unanswered > unanswered)
             pause = policy.backoff(failures, self._schedule.lease_ms, _jitter(), policy.MAX_RELEASE_BACKOFF)
             self._signals.wait(min(deadline, time.monotonic() + pause))
             now = time.monotonic()
-        self._log.write("error", f"could not give the permit back within {grace:g} s: its lease has to run out")
+        gave_up = f"could not give the permit back within {grace:g} s: its lease has to run out"
+        self._log.write("error", gave_up, "failed", now - began)
         return 1
 
     def _release_once(self, deadline: float) -> int:
@@ -165,18 +168,21 @@ class _Holding:
             raise MalformedReplyError(f"{reply} permits given back is not accepted")
         return reply
 
-    def _released(self, permits: int, *, lost: bool) -> int:
+    def _released(self, permits: int, began: float, *, lost: bool) -> int:
+        seconds = time.monotonic() - began
         if permits:
-            self._log.write("info", "gave the permit back")
+            self._log.write("info", "gave the permit back", "released", seconds)
         elif lost:
-            self._log.write("info", "gave the permit back, most likely by a try that got no answer")
+            self._log.write(
+                "info", "gave the permit back, most likely by a try that got no answer", "released", seconds
+            )
         else:
-            self._log.write("warning", NOT_OURS)
+            self._log.write("warning", NOT_OURS, "lost", seconds)
         return 0
 
-    def _say(self, lines: list[tuple[str, str]]) -> None:
+    def _say(self, lines: list[tuple[str, str]], outcome: str, seconds: float) -> None:
         for level, message in lines:
-            self._log.write(level, message)
+            self._log.write(level, message, outcome, seconds)
 
 
 def _jitter() -> float:
