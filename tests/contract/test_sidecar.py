@@ -61,7 +61,10 @@ def test_a_signal_gives_the_permit_back(server: Server, new_sidecar: Starter, nu
     assert seconds < 1
     assert server.holder() is None
     assert server.client.zrange(INFLIGHT, 0, -1) == ["other"]
-    assert sidecar.lines()[-1]["message"] == "gave the permit back"
+    last = sidecar.lines()[-1]
+    assert (last["message"], last["outcome"]) == ("gave the permit back", "released")
+    assert (last["namespace"], last["key"], last["permit"], last["pod"]) == ("ns", "key", "p1", "pod-1")
+    assert 0 < float(last["milliseconds"]) < 1000
 
 
 @pytest.mark.parametrize("delay", [0, 0.01, 0.02, 0.04])

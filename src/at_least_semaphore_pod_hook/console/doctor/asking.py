@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError, ResponseError
 
@@ -20,7 +20,7 @@ from at_least_semaphore_pod_hook.stores.redis.sentinel import Sentinels
 from at_least_semaphore_pod_hook.stores.redis.store import MARK_KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from at_least_semaphore_pod_hook.addresses import Address, StoreUrl
 
@@ -84,12 +84,12 @@ def _stranger(address: Address) -> Address:
 
 async def _look_at_redis(address: Address) -> Seen:
     where = str(address)
-    async with aclosing(_Asked(address)) as asked:
+    async with _asking(address) as asker:
         began = time.time()
         try:
             # One after the other: the first opens the connection, which takes its time.
-            (clock,) = await asked.ask(("TIME",))
-            infos = await asked.ask(*(("INFO", section) for section in SECTIONS))
+            (clock,) = await asker.ask(("TIME",))
+            infos = await asker.ask(*(("INFO", section) for section in SECTIONS))
         except UnavailableError as error:
             return Seen(where, str(error))
         ended = time.time()
@@ -110,21 +110,19 @@ async def _look_at_redis(address: Address) -> Seen:
     return Seen(where, "", f"{name.capitalize()} {version}", ahead, await _redis_is_open(address), tls, info)
 
 
-class _Asked:
-    """An `Asker` that is closed like a generator."""
-
-    def __init__(self, address: Address) -> None:
-        self._asker = Asker(address, LOOK_SECONDS)
-        self.ask = self._asker.ask
-
-    async def aclose(self) -> None:
-        await self._asker.close()
+@asynccontextmanager
+async def _asking(address: Address) -> AsyncGenerator[Asker]:
+    asker = Asker(address, LOOK_SECONDS)
+    try:
+        yield asker
+    finally:
+        await asker.close()
 
 
 async def _redis_is_open(address: Address) -> bool:
-    async with aclosing(_Asked(_stranger(address))) as asked:
+    async with _asking(_stranger(address)) as asker:
         try:
-            (answer,) = await asked.ask(("GET", MARK_KEY))
+            (answer,) = await asker.ask(("GET", MARK_KEY))
         except UnavailableError:
             return False
     return not isinstance(answer, NoPermissionError)
@@ -132,9 +130,9 @@ async def _redis_is_open(address: Address) -> bool:
 
 async def _look_at_etcd(address: Address) -> Seen:
     where = str(address)
-    async with aclosing(_Etcd(address)) as etcd:
+    async with _member(address) as client:
         try:
-            status = await etcd.client.exchange("/v3/maintenance/status", {})
+            status = await client.exchange("/v3/maintenance/status", {})
         except (EtcdUnavailableError, EtcdRefusedError) as error:
             return Seen(where, str(error))
     alarms = tuple(map(str, status.get("errors", ())))
@@ -144,20 +142,19 @@ async def _look_at_etcd(address: Address) -> Seen:
     return Seen(where, "", version, None, await _etcd_is_open(address), address.tls, {}, tuple(dict.fromkeys(alarms)))
 
 
-class _Etcd:
-    """A client of one member, closed like a generator."""
-
-    def __init__(self, address: Address) -> None:
-        self.client: Any = Client([address], timeout=LOOK_SECONDS)
-
-    async def aclose(self) -> None:
-        await self.client.close()
+@asynccontextmanager
+async def _member(address: Address) -> AsyncGenerator[Client]:
+    client = Client([address], timeout=LOOK_SECONDS)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 async def _etcd_is_open(address: Address) -> bool:
-    async with aclosing(_Etcd(_stranger(address))) as etcd:
+    async with _member(_stranger(address)) as client:
         try:
-            await etcd.client.range(Range(MARK_KEY.encode()))
+            await client.range(Range(MARK_KEY.encode()))
         except (EtcdUnavailableError, EtcdRefusedError):
             return False
     return True
