@@ -68,8 +68,10 @@ class Etcd(LinkedGroup):
             key, _, permit = name.split("/", 2)[2].rpartition("/")
             held.permits.setdefault(key, set()).add(permit)
         for name, value in self._range("queue/"):
-            if value:  # what is empty is a mark beside it
-                held.lengths[name.split("/", 2)[2]] = int(json.loads(value)["length"])
+            *_, key = name.split("/", 2)
+            # What is empty is a mark beside a semaphore, and what is in no namespace the data's version.
+            if value and name != "queue/version":
+                held.lengths[key] = int(json.loads(value)["length"])
         return held
 
     def _range(self, prefix: str) -> list[tuple[str, bytes]]:

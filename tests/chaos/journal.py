@@ -84,14 +84,15 @@ def read(path: Path) -> list[Operation]:
 
 def record_webhook() -> None:
     """Have the webhook that is about to start write down what it asks of its store."""
-    from at_least_semaphore_pod_hook.server import run  # noqa: PLC0415
+    from at_least_semaphore_pod_hook.server import sweeping  # noqa: PLC0415
     from at_least_semaphore_pod_hook.stores import opening  # noqa: PLC0415
     from tests.chaos.recorded import Faults, RecordedStore  # noqa: PLC0415
 
     opened, journal = opening.open_store, Journal(Path(os.environ[VARIABLE]))
     undisturbed = Faults(random.Random(0), 0.0, 0.0)
     process = os.environ.get(PROCESS, "webhook")
-    vars(run)["open_store"] = lambda url: RecordedStore(opened(url), journal, process, undisturbed)
+    assert vars(sweeping)["open_store"] is opened
+    vars(sweeping)["open_store"] = lambda url: RecordedStore(opened(url), journal, process, undisturbed)
 
 
 def record_sidecar() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 Result = TypeVar("Result")
 _CHUNK = 65_536
 _WAIT_SECONDS = 30.0
+_BACKLOG = 100
 
 
 class Loop:
@@ -47,6 +48,8 @@ async def _cancel_all() -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+    # What they have closed ends in the loop's next turn.
+    await asyncio.sleep(0)
 
 
 class Way(Enum):
@@ -121,7 +124,7 @@ class Link:
         self._rng = rng or random.Random(0)
         self._trouble = NONE
         self._connections: dict[asyncio.Task[None], list[asyncio.StreamWriter]] = {}
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
         # Bound, and never listening: the port stays ours, and refuses, while the server is closed.
         self._reserved = _bound(0)
         self.port: int = self._reserved.getsockname()[1]
@@ -132,10 +135,21 @@ class Link:
         self._free = {way: asyncio.Event() for way in Way}
         for event in self._free.values():
             event.set()
-        await self._listen()
+        self._listen()
 
-    async def _listen(self) -> None:
-        self._server = await asyncio.start_server(self._accept, sock=_bound(self.port))
+    def _listen(self) -> None:
+        listening = _bound(self.port)
+        listening.setblocking(False)
+        listening.listen(_BACKLOG)
+        # A server of asyncio that is closed just after it has accepted a connection leaves that open.
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+        self._listening = listening
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
 
     def trouble(self, trouble: Trouble) -> None:
         """Switch to a trouble; `NONE` ends it."""
@@ -148,12 +162,11 @@ class Link:
                 event.clear()
             else:
                 event.set()
-        if trouble.refused and self._server is not None:
-            self._server.close()
-            self._server = None
+        if trouble.refused and self._listening is not None:
+            self._stop_listening()
             await self._reset()
-        elif not trouble.refused and self._server is None:
-            await self._listen()
+        elif not trouble.refused and self._listening is None:
+            self._listen()
 
     @property
     def quiet(self) -> bool:
@@ -170,8 +183,7 @@ class Link:
         self._reserved.close()
 
     async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        self._stop_listening()
         await self._reset()
 
     async def _reset(self) -> None:
@@ -182,22 +194,30 @@ class Link:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # As a task that is cancelled before its first step runs nothing, its writers are closed from outside.
-        writers = [writer]
-        task = asyncio.create_task(self._connect(reader, writer, writers))
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            client, _ = listening.accept()
+        except OSError:
+            return  # it has gone meanwhile
+        client.setblocking(False)
+        writers: list[asyncio.StreamWriter] = []
+        task = asyncio.create_task(self._connect(client, writers))
         self._connections[task] = writers
-        task.add_done_callback(self._ended)
+        # As a task that is cancelled before its first step runs nothing, all is closed from outside.
+        task.add_done_callback(lambda done: self._ended(done, client))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        for writer in self._connections.pop(task):
+    def _ended(self, task: asyncio.Task[None], client: socket.socket) -> None:
+        writers = self._connections.pop(task)
+        for writer in writers:
             writer.close()
+        if not writers:
+            client.close()
         if not task.cancelled():
             task.result()
 
-    async def _connect(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, writers: list[asyncio.StreamWriter]
-    ) -> None:
+    async def _connect(self, client: socket.socket, writers: list[asyncio.StreamWriter]) -> None:
+        reader, writer = await asyncio.open_connection(sock=client)
+        writers.append(writer)
         upstream = None
         for port in self._rng.sample(self.targets, len(self.targets)):
             with contextlib.suppress(OSError):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from devcluster.controlplane import ControlPlane
+from devcluster.errors import DevClusterError
 from devcluster.podrunner import PodRunner
 from devcluster.stores import EtcdServer, RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
@@ -77,7 +78,9 @@ def namespace(control_plane: ControlPlane) -> Iterator[Namespace]:
     name = f"e2e-{next(_numbers)}"
     control_plane.create_namespace(name)
     yield Namespace(control_plane, name)
-    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+    # A test may have deleted it itself.
+    with suppress(DevClusterError):
+        control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
 
 
 class Registration:

@@ -12,7 +12,7 @@ import pytest
 
 from devcluster.certificates import Authority
 from devcluster.controlplane import WEBHOOK_CLIENT
-from tests.cluster.e2e import Namespace, eventually, metric, opted_in, pod, review
+from tests.cluster.e2e import eventually, metric, opted_in, pod, review
 from tests.cluster.gating import replica, serving
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from devcluster.stores import RedisServer
     from devcluster.webhook import WebhookProcess
     from tests.cluster.conftest import Registration
+    from tests.cluster.e2e import Namespace
 
 pytestmark = pytest.mark.cluster
 
@@ -45,12 +46,13 @@ def test_only_the_api_server_sends_admissions(
     account: Path,
     store: RedisServer,
     registration: Registration,
+    namespace: Namespace,
     tmp_path: Path,
 ) -> None:
     named = (f"--client-ca-file={control_plane.ca_file}", f"--client-names=front-proxy-client,{WEBHOOK_CLIENT}")
     with serving(replica(tmp_path, store, account, *named)) as webhook:
         registration.use(webhook)
-        stored = Namespace(control_plane, "default").create(pod("let-in", opted_in("clients", 3)))
+        stored = namespace.create(pod("let-in", opted_in("clients", 3)))
         assert "initContainers" in stored["spec"]
         before = metric(webhook, "admissions_total")
         assert answered(webhook) == 0

@@ -9,7 +9,7 @@ import pytest
 from at_least_semaphore_pod_hook.addresses import parse_store_url
 from at_least_semaphore_pod_hook.console.doctor.asking import look_at_data, look_at_store
 from at_least_semaphore_pod_hook.semaphore.versions import DATA_VERSION
-from tests.contract.test_acl import PASSWORD, let_in
+from tests.contract.accounts import PASSWORD, WEBHOOK, let_in
 
 if TYPE_CHECKING:
     from devcluster.topologies import RedisCluster, SentinelGroup
@@ -28,7 +28,7 @@ def url(request: pytest.FixtureRequest) -> tuple[str, int]:
         return cluster.url, len(cluster.servers)
     group: EtcdGroup = request.getfixturevalue("etcd_group")
     hosts = ",".join(f"127.0.0.1:{member.port}" for member in group.members)
-    return f"etcd://{hosts}", len(group.members)
+    return f"etcd://{WEBHOOK}:{PASSWORD}@{hosts}", len(group.members)
 
 
 async def test_every_server_that_has_data_is_looked_at(url: tuple[str, int]) -> None:
@@ -43,10 +43,10 @@ async def test_every_server_that_has_data_is_looked_at(url: tuple[str, int]) -> 
 
 
 async def test_the_documented_rights_are_enough(server: Server) -> None:
-    let_in(server.client)
+    let_in(server.client, "users.acl")
     client: Any = server.client
     client.execute_command("ACL", "SETUSER", "default", "resetkeys", "-@all", "+ping")
-    url = parse_store_url(f"redis://semaphores:{PASSWORD}@{server.address}")
+    url = parse_store_url(f"redis://{WEBHOOK}:{PASSWORD}@{server.address}")
     (seen,) = await look_at_store(url)
     assert (seen.trouble, seen.open) == ("", False)
     assert seen.info[b"aof_enabled"] == b"1"

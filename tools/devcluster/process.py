@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import select
 import signal
 import socket
@@ -22,16 +23,25 @@ _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.02
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+_PORTS = (11_000, 30_000)
+"""Below what Linux gives to clients (from 32768 on) and Kubernetes to Services, and above what kubelets listen on."""
+_CHOICE = random.SystemRandom()
+
 # The kernel sends the parent-death signal when the *thread* that forked ends, not the process. One thread that lives
 # as long as this process forks every child, so that a child started from a short-lived thread is not killed early.
 _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="devcluster-spawner")
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listened on a moment ago."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a TCP port of 127.0.0.1 that nothing listened on a moment ago.
+
+    It is none that the kernel would give to a client, so that a server that is started anew finds it free again.
+    """
+    while True:
+        port = _CHOICE.randrange(*_PORTS)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def log_tail(log: Path, lines: int = 20) -> str:
