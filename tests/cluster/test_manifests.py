@@ -298,14 +298,6 @@ class TestTheWholeHangsTogether:
                 assert {port["targetPort"] for port in spec["ports"]} <= ports
             elif each["kind"] == "PodDisruptionBudget":
                 assert len(matched(spec["selector"])) == 1
-            elif each["kind"] == "NetworkPolicy":
-                (template,) = matched(spec["podSelector"])
-                ports = {port["name"] for port in template["spec"]["containers"][0]["ports"]}
-                let_in = {port["port"] for rule in spec.get("ingress", []) for port in rule["ports"]}
-                assert let_in <= ports
-                for rule in spec.get("egress", []):
-                    for peer in rule.get("to", []):
-                        assert len(matched(peer["podSelector"])) == 1
 
     def test_without_a_certificate_manager_the_webhook_is_told_its_names(self) -> None:
         overlay = "self-managed-certificates"
