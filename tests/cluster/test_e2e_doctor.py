@@ -309,7 +309,7 @@ def test_etcd_as_store_and_lock(whole: Installation, lock_etcd: EtcdServer) -> N
 def test_rights_that_are_missing_or_too_wide(whole: Installation) -> None:
     binding, wide = f"rolebinding/{NAME}", "doctor-wide"
     kept = whole.plane.kubectl("get", binding, "-n", "default", "-o", "json").stdout
-    with whole.plane.other_rights():
+    with whole.plane.losing_roles():
         whole.plane.kubectl("delete", binding, "-n", "default")
         try:
             eventually(lambda: whole.examine()["rights"] == "error", "the missing rights are seen")

@@ -116,10 +116,12 @@ def uninstall(plane: ControlPlane, meanwhile: Callable[[], object]) -> str:
     """Uninstall; returns what the Job has logged. `meanwhile` is called once the Deployment is gone."""
     said: list[str] = []
     helper = threading.Thread(target=lambda: said.append(release(plane, "uninstall")), name="helm", daemon=True)
-    helper.start()
-    deployments = f"/apis/apps/v1/namespaces/{HOME}/deployments"
-    eventually(lambda: not plane.request("GET", deployments)["items"], "the Deployment is gone")
-    meanwhile()
+    # The replicas' roles go a moment after their Deployment, and may go before they have ended.
+    with plane.losing_roles():
+        helper.start()
+        deployments = f"/apis/apps/v1/namespaces/{HOME}/deployments"
+        eventually(lambda: not plane.request("GET", deployments)["items"], "the Deployment is gone")
+        meanwhile()
     logged = run_job(plane)
     helper.join(60)
     assert said, "helm uninstall has not ended well"

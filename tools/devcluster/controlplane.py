@@ -56,8 +56,8 @@ class ControlPlane:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.audit_log = directory / "audit.log"
-        self.unready: list[tuple[datetime, datetime]] = []
-        """While it may refuse what the manifests grant: it had not read the roles yet, or they were changed."""
+        self.without_roles: list[tuple[datetime, datetime]] = []
+        """When roles were being taken away, or the API server had not read them yet: it may refuse anything then."""
         self.node = node
         self._simulated_node = simulated_node
         self.binaries = find_or_build(["kube-apiserver", "kube-controller-manager", "kubectl", "etcd"], report)
@@ -100,20 +100,20 @@ class ControlPlane:
 
     def restart_apiserver(self) -> None:
         """End the API server, start it on the same port, and return once it is ready again (about 3 s in all)."""
-        with self.other_rights():
+        with self.losing_roles():
             # It would wait for watches to end by themselves, which takes ten seconds and is of no interest here.
             self.apiserver.terminate(grace=_RESTART_GRACE_SECONDS)
             self.apiserver.start()
             self.apiserver.wait_until(self._ready, _START_SECONDS)
 
     @contextmanager
-    def other_rights(self) -> Iterator[None]:
-        """Note that rights are not those of the manifests meanwhile."""
+    def losing_roles(self) -> Iterator[None]:
+        """Note that what is refused until the end of the context says nothing about roles."""
         since = datetime.now(UTC)
         try:
             yield
         finally:
-            self.unready.append((since, datetime.now(UTC)))
+            self.without_roles.append((since, datetime.now(UTC)))
 
     def kubectl(
         self, *arguments: str, input: str | None = None, check: bool = True, kubeconfig: Path | None = None
