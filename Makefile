@@ -58,6 +58,11 @@ test-node: install ## Run the product on real nodes: containerd, runc and kubele
 	@tools/test-programs node
 	@$(BIN)/python tools/node_tests.py $(ARGS)
 
+.PHONY: image-reproducible
+image-reproducible: install ## Build the image twice, and compare the two bit for bit (root; a minute or two)
+	@tools/test-programs
+	$(BIN)/pytest -q tests/cluster/test_image.py -k bit_for_bit
+
 .PHONY: properties
 properties: export OPERATIONS ?= 1000000
 properties: install ## Compare every store with its specification over a million random operations (OPERATIONS=n, SEED=n)

@@ -51,6 +51,19 @@ class ImageError(Exception):
     """A program that builds or runs an image failed; the message ends with what it said."""
 
 
+def commit_time() -> str:
+    """Return when the commit was made that is built, in seconds since 1970; SOURCE_DATE_EPOCH takes precedence.
+
+    0 for a source tree without its history.
+    """
+    argv = ["git", "-C", str(PROJECT), "log", "-1", "--format=%ct"]
+    if given := os.environ.get("SOURCE_DATE_EPOCH"):
+        return given
+    if shutil.which("git") is None:
+        return "0"
+    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip() or "0"
+
+
 def missing() -> str | None:
     """Say why no image can be built on this machine; None where one can."""
     if os.geteuid() != 0:
@@ -79,6 +92,7 @@ class Images:
                 *(f"--secret=id={name},src={path}" for name, path in secrets.items()),
                 *(f"--volume={path}:{path}:ro" for path in volumes),
                 *(f"--build-arg=BASE_IMAGE={base}", f"--build-arg=BUILDER_IMAGE={builder}"),
+                f"--timestamp={commit_time()}",
                 *(f"--file={PROJECT / 'deploy/Dockerfile'}", str(PROJECT)),
             )
             self.buildah("rmi", "--prune")
@@ -105,6 +119,15 @@ class Images:
         """Write an image to an archive as docker does, under the name that it shall have where it is read."""
         with self._alone():
             self.buildah("push", "--quiet", image, f"docker-archive:{archive}:{name}")
+
+    def digest(self, image: str) -> str:
+        """Return the digest of an image's configuration, which names every layer by its digest."""
+        return str(json.loads(self.buildah("inspect", "--type=image", image))["FromImageID"])
+
+    def layers(self, image: str) -> list[str]:
+        """Return the digests of an image's layers, the base's first."""
+        found: list[str] = json.loads(self.buildah("inspect", "--type=image", image))["OCIv1"]["rootfs"]["diff_ids"]
+        return found
 
     def config(self, image: str) -> dict[str, Any]:
         """Return the image's configuration as OCI has it: User, Entrypoint, Env and so on."""

@@ -104,6 +104,15 @@ class TestTheImage:
 
 
 @pytest.mark.image
+def test_two_builds_of_a_commit_are_the_same_bit_for_bit(images: Images, image: str) -> None:
+    # Nothing is cached between builds. Both stand on one base: Debian's packages are put together anew only where that
+    # is missing, and a base made on another day may differ.
+    again = images.build("test-again")
+    assert images.layers(again) == images.layers(image)
+    assert images.digest(again) == images.digest(image)
+
+
+@pytest.mark.image
 def test_the_dev_target_runs_what_is_synced_into_it(images: Images) -> None:
     with images.container(images.build("test-dev", target="dev")) as container:
         package = container.root / "src/at_least_semaphore_pod_hook"
