@@ -230,6 +230,16 @@ class TestWhatTheWebhookIsAskedAbout:
         cluster.kubectl("annotate", "pod", "changed", f"{PREFIX}at-least-semaphore-pod=true")
         cluster.kubectl("delete", "pod", "changed", "--wait=false")
 
+    def test_not_about_ephemeral_containers(self, cluster: ControlPlane) -> None:
+        # They take no permit, and join a pod that has passed us, or none of ours.
+        create_pod(cluster, "default", "debugged", {"spec": SPEC}, dry_run=False)
+        cluster.kubectl("annotate", "pod", "debugged", f"{PREFIX}at-least-semaphore-pod=true")
+        patch = {"spec": {"ephemeralContainers": [{"name": "debugger", "image": "none"}]}}
+        path = "/api/v1/namespaces/default/pods/debugged/ephemeralcontainers"
+        added = cluster.request("PATCH", path, patch, "application/strategic-merge-patch+json")
+        assert [each["name"] for each in added["spec"]["ephemeralContainers"]] == ["debugger"]
+        cluster.kubectl("delete", "pod", "debugged", "--wait=false")
+
 
 class TestTheWholeHangsTogether:
     @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -139,6 +139,16 @@ def test_every_message_in_troubleshooting_is_in_the_source() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_tests_that_are_named_exist(name: str) -> None:
+    named = {code.rpartition("::")[2] for code in CODE.findall(FENCE.sub("", (ROOT / name).read_text()))}
+    wanted = {each for each in named if re.fullmatch(r"test_\w+", each)}
+    sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")) if wanted else ""
+    assert wanted <= set(re.findall(r"def (test_\w+)\(", sources))
+    files = {each for each in named if re.fullmatch(r"tests/[\w/.-]+", each)}
+    assert not [each for each in files if not (ROOT / each).exists()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_lines_are_wrapped(name: str) -> None:
     lines = (ROOT / name).read_text().splitlines()
     assert not [line for line in lines if len(line) > 120 and not line.startswith("|")]
