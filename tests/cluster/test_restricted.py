@@ -25,10 +25,8 @@ pytestmark = pytest.mark.cluster
 
 SECRET = "--sidecar-secret=files"
 MODES: dict[str, tuple[str, ...]] = {
-    "ordinary": ORDINARY,
     "ordinary-secret": (*ORDINARY, SECRET),
     "native": NATIVE,
-    "native-secret": (*NATIVE, SECRET),
     "confirm": (*NATIVE, "--confirm"),
     "fence-secret": (*NATIVE, "--fence", SECRET),
 }
