@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from at_least_semaphore_pod_hook.etcd_permits import encoded
+from at_least_semaphore_pod_hook.etcd_permits import LOGIN_AGAIN, encoded
 from devcluster.topologies import client
 
 if TYPE_CHECKING:
@@ -87,20 +88,24 @@ def permissions() -> list[Permission]:
     return found
 
 
+@functools.cache
+def etcd_admin(port: int) -> EtcdAdmin:
+    """Return the administrator of an etcd; the same one each time."""
+    return EtcdAdmin(port)
+
+
 class EtcdAdmin:
     """The administrator of an etcd, over plain HTTP; logs in where authentication is on."""
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._token = ""
+        self._tokens: dict[str, str] = {}
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """Ask etcd, and return what it answers."""
-        answer = self._exchange(path, body)
-        if (not self._token and "user name is empty" in str(answer)) or "invalid auth token" in str(answer):
-            who = {"name": ROOT, "password": PASSWORD}
-            self._token = str(self._exchange("/v3/auth/authenticate", who)["token"])
-            answer = self._exchange(path, body)
+        answer = self._exchange(path, body, self._tokens.get(ROOT, ""))
+        if any(text in str(answer.get("error", "")) for text in LOGIN_AGAIN):
+            answer = self._exchange(path, body, self.token_of(ROOT))
         return answer
 
     def let_in(self) -> None:
@@ -132,13 +137,22 @@ class EtcdAdmin:
         key, end = encoded(permission.key), encoded(permission.range_end)
         self._must("/v3/auth/role/revoke", {"role": permission.role, "key": key, "range_end": end})
 
+    def token_of(self, user: str) -> str:
+        """Return a token of a user that etcd knows; logging in takes it a while, so it is done as seldom as need be."""
+        known = self._tokens.get(user)
+        if known is None or "error" in self._exchange("/v3/kv/range", {"key": encoded("queue/")}, known):
+            self._tokens[user] = str(
+                self._exchange("/v3/auth/authenticate", {"name": user, "password": PASSWORD})["token"]
+            )
+        return self._tokens[user]
+
     def _must(self, path: str, body: dict[str, Any]) -> None:
         answer = self.post(path, body)
         assert "error" not in answer, (path, answer)
 
-    def _exchange(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def _exchange(self, path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
-        headers = {"Authorization": self._token} if self._token else {}
+        headers = {"Authorization": token} if token else {}
         try:
             connection.request("POST", path, json.dumps(body), headers)
             read: dict[str, Any] = json.load(connection.getresponse())

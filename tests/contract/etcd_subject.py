@@ -14,7 +14,7 @@ from at_least_semaphore_pod_hook.etcd.wire import LeaseResponse, TimeToLiveRespo
 from at_least_semaphore_pod_hook.etcd_permits import KEEP_ALIVE, LEASE_GRANT, holder_key
 from at_least_semaphore_pod_hook.stores.etcd.store import EtcdStore
 from at_least_semaphore_pod_hook.stores.opening import open_store
-from tests.contract.accounts import PASSWORD, WEBHOOK, EtcdAdmin
+from tests.contract.accounts import PASSWORD, WEBHOOK, etcd_admin
 from tests.contract.subjects import Clock, Subject
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class VirtualLeases:
 
     def __init__(self, clock: Clock, port: int) -> None:
         self.clock = clock
-        self.post = EtcdAdmin(port).post
+        self.admin = etcd_admin(port)
+        self.post = self.admin.post
         self._leases: dict[int, tuple[float, int]] = {}
 
     @property
@@ -75,6 +76,8 @@ class VirtualClient(Client):
     def __init__(self, addresses: Sequence[Address], leases: VirtualLeases) -> None:
         super().__init__(addresses, timeout=5.0)
         self._virtual = leases
+        # As after its first call: of two calls at once neither is to begin with a login.
+        self._token = leases.admin.token_of(WEBHOOK)
 
     async def grant(self, ttl: int, lease: int = 0) -> LeaseResponse:
         granted = await super().grant(self.REAL_SECONDS, lease)
