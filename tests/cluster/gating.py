@@ -44,10 +44,17 @@ def replica(
 
 
 @contextmanager
-def serving(webhook: WebhookProcess) -> Iterator[WebhookProcess]:
-    """Run a webhook until its controller works, and see to it that it has no trouble."""
+def working(webhook: WebhookProcess) -> Iterator[WebhookProcess]:
+    """Run a webhook; its controller works."""
     with webhook:
         eventually(lambda: "pods watched" in webhook.log(), "the controller works")
+        yield webhook
+
+
+@contextmanager
+def serving(webhook: WebhookProcess) -> Iterator[WebhookProcess]:
+    """Run a webhook; its controller works, and has no trouble until the end."""
+    with working(webhook):
         yield webhook
         assert trouble(webhook) == []
 

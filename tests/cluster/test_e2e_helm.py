@@ -18,7 +18,7 @@ from devcluster.stores import RedisServer
 from devcluster.webhook import WebhookProcess
 from tests.cluster.charts import CHART, RELEASE, everything, helm, settings, webhook_of
 from tests.cluster.e2e import Namespace, Object, eventually, opted_in, pod, sidecars
-from tests.cluster.gating import GATE, gates, serving
+from tests.cluster.gating import GATE, gates, trouble, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,8 +112,10 @@ def run_job(plane: ControlPlane) -> str:
     return done.stderr
 
 
-def uninstall(plane: ControlPlane, meanwhile: Callable[[], object]) -> str:
+def uninstall(plane: ControlPlane, webhook: WebhookProcess, meanwhile: Callable[[], object]) -> str:
     """Uninstall; returns what the Job has logged. `meanwhile` is called once the Deployment is gone."""
+    # From here on it may lose its rights before it ends.
+    assert trouble(webhook) == []
     said: list[str] = []
     helper = threading.Thread(target=lambda: said.append(release(plane, "uninstall")), name="helm", daemon=True)
     # The replicas' roles go a moment after their Deployment, and may go before they have ended.
@@ -151,7 +153,7 @@ def test_installed_upgraded_used_and_removed_without_a_trace(
         store = stack.enter_context(started_store(plane, tmp_path / "store"))
         webhook = webhook_of_the_release(plane, tmp_path / "webhook", store)
         running = stack.enter_context(ExitStack())
-        running.enter_context(serving(webhook))
+        running.enter_context(working(webhook))
         register(plane, webhook)
 
         # Until the API server has heard of the registration, pods pass by the webhook.
@@ -178,7 +180,7 @@ def test_installed_upgraded_used_and_removed_without_a_trace(
         plane.kubectl("create", "secret", "generic", f"{RELEASE}-tls", f"--namespace={HOME}")
         assert gates(namespace.get(waiter)) == [GATE]
 
-        logged = uninstall(plane, running.close)
+        logged = uninstall(plane, webhook, running.close)
 
     said = json.loads(logged.splitlines()[-1])
     assert (said["message"], said["count"]) == ("gates removed", 1)
