@@ -176,8 +176,8 @@ async def test_a_unix_socket(tmp_path: Path, new_sidecar: Starter) -> None:
 
 async def test_a_password_that_changes_while_all_run(tmp_path: Path, new_sidecar: Starter) -> None:
     password = tmp_path / "password"
-    password.write_text("first\n")
-    with RedisServer(tmp_path / "0", arguments=("--requirepass", "first")) as server:
+    password.write_text("word-1\n")
+    with RedisServer(tmp_path / "0", arguments=("--requirepass", "word-1")) as server:
         url = f"redis://{server.address}?password-file={password}"
         lock = Redlock([parse_address(url, REDIS_SCHEMES, REDIS_PORT)])
         try:
@@ -192,27 +192,27 @@ async def test_a_password_that_changes_while_all_run(tmp_path: Path, new_sidecar
                         asked.config_set("requirepass", to)
                         asked.client_kill_filter(_type="normal", skipme=True)
 
-                change("second")
+                change("word-2")
                 with pytest.raises(StoreUnavailableError, match=r"refused the user or the password|WRONGPASS"):
                     await store.state(KEY)
                 with pytest.raises(LockUnavailableError):
                     async with lock.hold("ns/key", 0.3):
                         pass
                 await asyncio.to_thread(sidecar.says, "WRONGPASS to AUTH")
-                password.write_text("second\n")
+                password.write_text("word-2\n")
                 await confirmed(store)
                 async with lock.hold("ns/key", 1):
                     pass
                 password.unlink()
-                with client(server.port, "second") as asked:
+                with client(server.port, "word-2") as asked:
                     asked.client_kill_filter(_type="normal", skipme=True)
                 with pytest.raises(StoreUnavailableError, match=f"{password}: No such file"):
                     await store.state(KEY)
                 await asyncio.to_thread(sidecar.says, f"{password}: No such file")
-                password.write_text("second\n")
+                password.write_text("word-2\n")
                 assert await ended(sidecar) == 0
-                assert "first" not in sidecar.log()
-                assert "second" not in sidecar.log()
+                assert "word-1" not in sidecar.log()
+                assert "word-2" not in sidecar.log()
         finally:
             await lock.close()
 

@@ -214,8 +214,8 @@ async def test_semaphores_with_many_holders_are_named_once(store: EtcdStore) -> 
     assert sorted([key async for key in store.semaphores()]) == keys
 
 
-async def test_of_many_holders_it_is_known_what_is_left_at_least(etcd_server: EtcdServer) -> None:
-    subject = EtcdSubject([etcd_server.port])
+async def test_of_many_holders_it_is_known_what_is_left_at_least(etcd_with_users: EtcdServer) -> None:
+    subject = EtcdSubject([etcd_with_users.port])
     store, other = subject.stores
     step = await store.begin(KEY, REDLOCK)
     many = [Adoptee(f"p{n}", "pod", "uid", n + 1, 60) for n in range(MAX_ASKED_ANEW + 1)]
