@@ -375,7 +375,3 @@ def test_a_process_outlives_the_thread_but_not_the_process_that_started_it(tmp_p
     done = subprocess.run(argv, env=os.environ | {"PYTHONPATH": tools}, capture_output=True, text=True, check=False)
     pid = int(done.stdout)
     eventually(lambda: not Path(f"/proc/{pid}").exists(), "the child died with its parent", timeout=5)
-
-
-def test_free_ports_differ() -> None:
-    assert len({free_port() for _ in range(20)}) > 1

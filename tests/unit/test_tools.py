@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dev_local import syntax_errors
+from devcluster import process
 from devcluster.console import Console, StepError
 from devcluster.session import scratch
 
@@ -134,3 +137,16 @@ def test_commands_side_by_side_are_interrupted_with_all_that_they_started(tmp_pa
         assert process.stdout.readline() == "a | runs\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 130
+
+
+def test_a_port_is_given_out_once_while_its_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; from devcluster.process import free_port; print(free_port(), flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        theirs = int(other.stdout.readline())
+        choices = itertools.chain([theirs, theirs], range(11_000, 30_000))
+        monkeypatch.setattr(process, "_CHOICE", SimpleNamespace(randrange=lambda *_: next(choices)))
+        assert process.free_port() != theirs
+        other.communicate()
+    choices = itertools.repeat(theirs)
+    assert process.free_port() == theirs

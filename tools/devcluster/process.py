@@ -33,7 +33,7 @@ _SPAWNER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="devcluster-spaw
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listened on a moment ago.
+    """Return a TCP port of 127.0.0.1 that nothing listens on, and that no other process is given while this one runs.
 
     It is none that the kernel would give to a client, so that a server that is started anew finds it free again.
     """
@@ -41,7 +41,20 @@ def free_port() -> int:
         port = _CHOICE.randrange(*_PORTS)
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
-            return port
+            if _reserve(port):
+                return port
+
+
+def _reserve(port: int) -> bool:
+    """Keep a port from others that ask for one, by the name of an abstract socket that stays open with this process."""
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0devcluster-port-{port}")
+    except OSError:
+        name.close()
+        return False
+    name.detach()
+    return True
 
 
 def log_tail(log: Path, lines: int = 20) -> str:
