@@ -148,5 +148,5 @@ def test_a_port_is_given_out_once_while_its_process_runs(monkeypatch: pytest.Mon
         monkeypatch.setattr(process, "_CHOICE", SimpleNamespace(randrange=lambda *_: next(choices)))
         assert process.free_port() != theirs
         other.communicate()
-    choices = itertools.repeat(theirs)
+    monkeypatch.setattr(process, "_CHOICE", SimpleNamespace(randrange=lambda *_: theirs))
     assert process.free_port() == theirs
