@@ -25,6 +25,10 @@ class LockUnavailableError(UnavailableError):
     """The lock could not be had in time."""
 
 
+class NotHolderError(SemaphoreError):
+    """The permit is another pod's than the one that has shown who it is. Nothing was changed."""
+
+
 class StaleFenceError(SemaphoreError):
     """A newer holder of the lock has been here since: this step must not write any more."""
 

@@ -32,6 +32,8 @@ import json
 import os
 from binascii import a2b_base64, b2a_base64
 
+from at_least_semaphore_pod_hook.holding import is_anothers
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -64,18 +66,24 @@ ENDED = -1
 class Renewed(NamedTuple):
     """What became of a renewal: the permit's lease in milliseconds, 0 or `ENDED`, and the etcd lease that it is under.
 
-    With the number of the etcd lease the next renewal takes one request less.
+    With the number of the etcd lease the next renewal takes one request less. `anothers` is whether nothing was done,
+    as the permit is another pod's than the one that has shown its UID.
     """
 
     lease_ms: int
     lease: int = 0
+    anothers: bool = False
 
 
 class Released(NamedTuple):
-    """Whether a permit was given back, and the etcd lease that serves no purpose any more, or 0."""
+    """Whether a permit was given back, and the etcd lease that serves no purpose any more, or 0.
+
+    `anothers` is as above.
+    """
 
     released: bool
     lease: int = 0
+    anothers: bool = False
 
 
 class Found(NamedTuple):
@@ -111,19 +119,25 @@ def new_lease() -> int:
     return int.from_bytes(os.urandom(8), "big") >> 1 or 1
 
 
-def is_of_another(holder: dict[str, Any], pod: str) -> bool:
-    """Say whether a permit was confirmed by a pod of another name; without a name, nobody is another."""
-    return bool(holder["confirmed"] and pod not in {"", holder["pod"]})
+def is_of_another(holder: dict[str, Any], pod: str, uid: str = "") -> bool:
+    """Say whether a permit was confirmed by a pod of another name; without a name, nobody is another.
+
+    With a UID, which the pod has shown to be its own, as `Store.renew` says.
+    """
+    if not uid:
+        return bool(holder["confirmed"] and pod not in {"", holder["pod"]})
+    return is_anothers(holder["pod"], holder["uid"], confirmed=holder["confirmed"], pod=pod, uid=uid)
 
 
-def confirmed(holder: dict[str, Any], pod: str) -> dict[str, Any] | None:
+def confirmed(holder: dict[str, Any], pod: str, uid: str = "") -> dict[str, Any] | None:
     """Return the holder as its sidecar's renewal leaves it, or None where it is like that already."""
-    if holder["confirmed"] and not holder.get("silent"):
+    if holder["confirmed"] and not holder.get("silent") and uid in {"", holder["uid"]}:
         return None
-    return {**holder, "confirmed": True, "pod": pod or holder["pod"], "silent": 0}
+    named = {"pod": pod or holder["pod"], "uid": uid or holder["uid"]}
+    return {**holder, "confirmed": True, **named, "silent": 0}
 
 
-def renew(semaphore: str, permit: str, pod: str = "", lease: int = 0) -> Flow:
+def renew(semaphore: str, permit: str, pod: str = "", lease: int = 0, uid: str = "") -> Flow:
     """Extend a permit's lease on behalf of its sidecar, as `Store.renew` says.
 
     The lease is kept alive first, and the holder is read after that: found under that lease, it was held all the time,
@@ -134,6 +148,7 @@ def renew(semaphore: str, permit: str, pod: str = "", lease: int = 0) -> Flow:
         permit: The permit's name.
         pod: The pod's name, or an empty string.
         lease: The etcd lease as far as it is known.
+        uid: The pod's UID where name and UID are shown to be its own; then the lease is not known.
 
     Returns (as the generator's value):
         A `Renewed`. etcd deletes what expires, so nothing is left to be revived: that is answered with 0.
@@ -143,25 +158,26 @@ def renew(semaphore: str, permit: str, pod: str = "", lease: int = 0) -> Flow:
         found, note = read_answers((yield TXN, _reads(holder_key(semaphore, permit), ended_key(semaphore, permit))))
         if found.value is None:
             return Renewed(ENDED if note.revision else 0)
-        if is_of_another(found.value, pod):
-            return Renewed(0)
+        if is_of_another(found.value, pod, uid):
+            return Renewed(0, anothers=bool(uid))
         if found.lease != lease:
             lease = found.lease
             continue
         if not extended:
             return Renewed(0)  # its lease has ended, and etcd is about to delete it
-        changed = confirmed(found.value, pod)
+        changed = confirmed(found.value, pod, uid)
         if changed is None or succeeded((yield TXN, rewrite(holder_key(semaphore, permit), changed, found))):
             return Renewed(found.value["lease_ms"], lease)
 
 
-def release(semaphore: str, permit: str, pod: str = "", *, ended: bool = False) -> Flow:
+def release(semaphore: str, permit: str, pod: str = "", *, uid: str = "", ended: bool = False) -> Flow:
     """Give a permit back, as `Store.release` says.
 
     Args:
         semaphore: Its name, `<namespace>/<key>`.
         permit: The permit's name.
         pod: The name of the pod that gives it back, or an empty string.
+        uid: The pod's UID where name and UID are shown to be its own, or an empty string.
         ended: Whether to note that the pod has ended.
 
     Returns (as the generator's value):
@@ -172,8 +188,8 @@ def release(semaphore: str, permit: str, pod: str = "", *, ended: bool = False) 
     note, again = 0, False
     found, head = read_answers((yield TXN, _reads(*keys)))
     while True:
-        if found.value is not None and is_of_another(found.value, pod):
-            return Released(False, note)
+        if found.value is not None and is_of_another(found.value, pod, uid):
+            return Released(False, note, anothers=bool(uid))
         if found.value is None and not ended:
             return Released(False)
         if ended and not note:

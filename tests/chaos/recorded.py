@@ -95,19 +95,22 @@ class RecordedStore:
             dry_run=request.dry_run,
         )
 
-    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
-        return await self._call("renew", key, permit, lambda: self._inner.renew(key, permit, pod), _lease, pod=pod)
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "", uid: str = "") -> int:
+        call = self._inner.renew
+        return await self._call("renew", key, permit, lambda: call(key, permit, pod, uid), _lease, pod=pod)
 
     async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
         call = self._inner.keep
         return await self._call("keep", key, permit, lambda: call(key, permit, pod, uid), _lease, pod=pod, uid=uid)
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
+    async def release(
+        self, key: SemaphoreKey, permit: str, pod: str = "", *, uid: str = "", ended: bool = False
+    ) -> bool:
         return await self._call(
             "release",
             key,
             permit,
-            lambda: self._inner.release(key, permit, pod, ended=ended),
+            lambda: self._inner.release(key, permit, pod, uid=uid, ended=ended),
             lambda released: {"released": released},
             pod=pod,
             ended=ended,

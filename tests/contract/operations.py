@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from at_least_semaphore_pod_hook.errors import StaleFenceError
+from at_least_semaphore_pod_hook.errors import NotHolderError, StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import (
     ENDED_SECONDS,
     FRESH_SECONDS,
@@ -33,6 +33,8 @@ LENGTHS = (2, 1, 3)
 LEASES_SECONDS = (60, 2, 30)
 OWNERS = ("", "Job/one", "Job/two")
 STALE = "stale fence"
+NOT_HOLDER = "another pod's"
+UIDS = ("", "uid", "uid-2")
 
 
 class Call(NamedTuple):
@@ -66,20 +68,22 @@ def _acquires(requests: Sequence[AcquireRequest]) -> list[Call]:
 
 CARRIED_ACQUIRES = _acquires(
     [
-        AcquireRequest(key, 0, 60, permit, identity, carried, "pod-")
+        AcquireRequest(key, 0, 60, permit, identity, carried, "pod-*")
         for key, permit, identity, carried in product(KEYS, PERMITS, ("one", "two"), PERMITS)
     ]
 )
 # Most grants are plain ones: were they as rare as they are among all combinations, semaphores would seldom be full.
 PLAIN_ACQUIRES = _acquires(
     [
-        AcquireRequest(key, 0, lease, permit, identity, pod=f"pod-{permit}", owner=owner)
-        for key, lease, permit, identity, owner in product(KEYS, LEASES_SECONDS, PERMITS, ("one", "two"), OWNERS)
+        AcquireRequest(key, 0, lease, permit, identity, pod=pod, owner=owner)
+        for key, lease, permit, identity, owner, pod in product(
+            KEYS, LEASES_SECONDS, PERMITS, ("one", "two"), OWNERS, ("pod-*", "pod-1")
+        )
     ]
 )
 ACQUIRES = _acquires(
     [
-        AcquireRequest(key, length, 60, permit, identity, carried, "pod-", dry_run, assumed_length, owner, uid)
+        AcquireRequest(key, length, 60, permit, identity, carried, "pod-*", dry_run, assumed_length, owner, uid)
         for key, length, permit, identity, carried, dry_run, assumed_length, owner, uid in product(
             KEYS,
             (0, 0, *LENGTHS),
@@ -93,9 +97,11 @@ ACQUIRES = _acquires(
         )
     ]
 )
-RENEWALS = _calls("renew", permit=PERMITS, pod=PODS)
+RENEWALS = _calls("renew", permit=PERMITS, pod=PODS) + _calls("renew", permit=PERMITS, pod=PODS[1:], uid=UIDS[1:])
 KEEPS = _calls("keep", permit=PERMITS, pod=PODS[1:], uid=("uid", "uid-2"))
-RELEASES = _calls("release", permit=PERMITS, pod=PODS, ended=(False, True))
+RELEASES = _calls("release", permit=PERMITS, pod=PODS, ended=(False, True)) + _calls(
+    "release", permit=PERMITS, pod=PODS[1:], uid=UIDS[1:], ended=(False, True)
+)
 RECLAIMS = _calls("reclaim")
 STATES = _calls("state")
 FORGETTINGS = _calls("forget_denied", owner=OWNERS[1:])
@@ -115,7 +121,7 @@ ADOPTIONS = [
 
 
 def performed(store: Store, call: Call, fences: Sequence[Fence]) -> Coroutine[Any, Any, Any]:
-    """Perform a call. Returns its answer, or STALE where its fence was out of date."""
+    """Perform a call. Returns its answer, STALE where its fence was out of date, or NOT_HOLDER."""
     arguments = dict(call.arguments)
     if call.fence is not None:
         arguments["fence"] = fences[-1 - call.fence % len(fences)]
@@ -129,6 +135,8 @@ async def _answered(store: Store, call: Call, arguments: dict[str, Any]) -> Any:
         return await getattr(store, call.method)(call.key, **arguments)
     except StaleFenceError:
         return STALE
+    except NotHolderError:
+        return NOT_HOLDER
 
 
 def at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -46,13 +46,17 @@ class Store(Protocol):
         """
         ...
 
-    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "", uid: str = "") -> int:
         """Extend a permit's lease by its expiration and note its pod's name.
 
         Returns the lease in milliseconds; 0 where the permit is not held, or was confirmed by a pod of another name; -1
         where it is not held and `release` has noted within the last hour that its pod has ended, so that its sidecar
         has nothing left to do. An expired permit that nobody reclaimed yet is revived as long as the semaphore is not
         full without it.
+
+        With a UID, `pod` has shown that both are its own, and the UID is noted with the permit. Raises NotHolderError
+        where the permit is another's: a pod's of another UID, or, as long as no UID is noted, one that a pod of another
+        name has confirmed, or that was reserved for a name that this one does not fit (`holding.is_anothers`).
         """
         ...
 
@@ -63,14 +67,17 @@ class Store(Protocol):
         """
         ...
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
+    async def release(
+        self, key: SemaphoreKey, permit: str, pod: str = "", *, uid: str = "", ended: bool = False
+    ) -> bool:
         """Give a permit back; with a pod's name, only where no other pod has confirmed it.
 
         With `ended` it also notes, for an hour, that the other containers of the permit's pod are over, where the
         permit is free already as well. A grant under the same name clears the note.
 
         Returns False where it is free already, and changes nothing else then, except that what is left of an expired
-        permit goes, so that no renewal revives it; False, without any change, where it is another's.
+        permit goes, so that no renewal revives it; False, without any change, where it is another's. With a UID, that
+        raises NotHolderError, as `renew` does.
         """
         ...
 

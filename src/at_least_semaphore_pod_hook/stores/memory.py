@@ -7,7 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from at_least_semaphore_pod_hook.errors import StaleFenceError
+from at_least_semaphore_pod_hook.errors import NotHolderError, StaleFenceError
+from at_least_semaphore_pod_hook.holding import is_anothers
 from at_least_semaphore_pod_hook.semaphore.model import (
     ENDED_SECONDS,
     FRESH_SECONDS,
@@ -44,6 +45,11 @@ class _Held:
 
     def is_of_another(self, pod: str) -> bool:
         return self.confirmed and pod not in {"", self.pod}
+
+    def check(self, permit: str, pod: str, uid: str) -> None:
+        """Raise NotHolderError where a pod that has shown who it is does not hold this."""
+        if is_anothers(self.pod, self.uid, confirmed=self.confirmed, pod=pod, uid=uid):
+            raise NotHolderError(f"permit {permit} is not the one of pod {pod}")
 
 
 @dataclass(slots=True)
@@ -130,14 +136,15 @@ class MemoryStore:
             )
         return Acquired(Outcome.GRANTED, length, len(live) + 1, request.permit, token)
 
-    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "", uid: str = "") -> int:
         """See `Store.renew`."""
-        held = self._extend(key, permit, pod)
+        held = self._extend(key, permit, pod, uid)
         if held is None:
             semaphore = self._get(key)
             noted = permit not in semaphore.permits and permit in semaphore.ended
             return -1 if noted and semaphore.ended[permit] > self._now_ms() - ENDED_SECONDS * 1000 else 0
         held.confirmed = True
+        held.uid = uid or held.uid
         held.renewed_ms = self._now_ms()
         return held.lease_ms
 
@@ -149,11 +156,15 @@ class MemoryStore:
         held.uid = uid
         return held.lease_ms
 
-    def _extend(self, key: SemaphoreKey, permit: str, pod: str) -> _Held | None:
+    def _extend(self, key: SemaphoreKey, permit: str, pod: str, uid: str = "") -> _Held | None:
         now = self._now_ms()
         semaphore = self._get(key)
         held = semaphore.permits.get(permit)
-        if held is None or held.is_of_another(pod):
+        if held is None:
+            return None
+        if uid:
+            held.check(permit, pod, uid)
+        elif held.is_of_another(pod):
             return None
         if held.lease_end_ms <= now and len(semaphore.live(now)) >= semaphore.length:
             return None
@@ -161,12 +172,16 @@ class MemoryStore:
         held.lease_end_ms = now + held.lease_ms
         return held
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
+    async def release(
+        self, key: SemaphoreKey, permit: str, pod: str = "", *, uid: str = "", ended: bool = False
+    ) -> bool:
         """See `Store.release`."""
         now = self._now_ms()
         permits = self._get(key).permits
         held = permits.get(permit)
-        if held and held.is_of_another(pod):
+        if held and uid:
+            held.check(permit, pod, uid)
+        elif held and held.is_of_another(pod):
             return False
         if ended:
             semaphore = self._semaphores.setdefault(key, _Semaphore())

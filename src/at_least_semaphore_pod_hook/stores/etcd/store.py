@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from at_least_semaphore_pod_hook import etcd_permits
-from at_least_semaphore_pod_hook.errors import UnavailableError
+from at_least_semaphore_pod_hook.errors import NotHolderError, UnavailableError
 from at_least_semaphore_pod_hook.etcd import (
     Client,
     Delete,
@@ -95,10 +95,11 @@ class EtcdStore:
         async with self._access.answering(timeout):
             return await self._acquiring.acquire(request)
 
-    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "", uid: str = "") -> int:
         """See `Store.renew`. etcd deletes what has expired, so that nothing is revived."""
         async with self._access.answering():
-            renewed = await self._drive(etcd_permits.renew(str(key), permit, pod))
+            renewed = await self._drive(etcd_permits.renew(str(key), permit, pod, uid=uid))
+            _check(renewed, permit, pod)
             self._leases.forget(renewed.lease)
             return int(renewed.lease_ms)
 
@@ -130,13 +131,16 @@ class EtcdStore:
                 await pause(conflicts)
         return 0
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
+    async def release(
+        self, key: SemaphoreKey, permit: str, pod: str = "", *, uid: str = "", ended: bool = False
+    ) -> bool:
         """See `Store.release`."""
         async with self._access.answering():
-            released = await self._drive(etcd_permits.release(str(key), permit, pod, ended=ended))
+            released = await self._drive(etcd_permits.release(str(key), permit, pod, uid=uid, ended=ended))
             if released.lease:
                 self._leases.forget(released.lease)
                 self._access.revoke(released.lease)
+            _check(released, permit, pod)
             return bool(released.released)
 
     async def reclaim(self, key: SemaphoreKey) -> int:  # noqa: ARG002 - there is nothing to do for any
@@ -284,6 +288,11 @@ def _marked(answer: TxnResponse) -> tuple[int, int]:
     if not response.kvs:
         return 0, 0
     return read_mark(response.kvs[0].value.decode(errors="replace")), response.kvs[0].mod_revision
+
+
+def _check(answer: etcd_permits.Renewed | etcd_permits.Released, permit: str, pod: str) -> None:
+    if answer.anothers:
+        raise NotHolderError(f"permit {permit} is not the one of pod {pod}")
 
 
 def _holder(found: HolderFound, left: Left, names: Names, now_us: int) -> Holder:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from at_least_semaphore_pod_hook.errors import StaleFenceError
+from at_least_semaphore_pod_hook.errors import NotHolderError, StaleFenceError
 from at_least_semaphore_pod_hook.semaphore.model import (
     FRESH_SECONDS,
     Acquired,
@@ -37,6 +37,8 @@ TIMEOUT_SECONDS = 5.0
 RECLAIM_BATCH = 1000
 ADOPT_BATCH = 200
 STATE_PIECE = 1000
+ANOTHERS = -2
+"""What `renew.lua` and `release.lua` return where the permit is another pod's than the one that has shown its UID."""
 
 
 def _script(name: str, *, epoch: bool = False, grants: bool = False) -> Script:
@@ -75,6 +77,12 @@ def _keys(key: SemaphoreKey) -> tuple[str, str, str, str, str]:
     """All keys of a semaphore share a hash tag, and so a slot of a Redis Cluster."""
     tag = f"{{{key.namespace}/{key.key}}}"
     return f"queue/{tag}", f"inflight/{tag}", f"inflight/{tag}/holders", f"queue/{tag}/denied", f"inflight/{tag}/ended"
+
+
+def _of_holder(reply: int, permit: str, pod: str) -> int:
+    if reply == ANOTHERS:
+        raise NotHolderError(f"permit {permit} is not the one of pod {pod}")
+    return reply
 
 
 def _holder(permit: str, stored: bytes, lease_ms: int, now: int) -> Holder:
@@ -140,17 +148,21 @@ class RedisStore:
         permit, token, *holders = (part.decode() for part in rest)
         return Acquired(_OUTCOMES[outcome], length, held, permit, int(token), tuple(holders))
 
-    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "") -> int:
+    async def renew(self, key: SemaphoreKey, permit: str, pod: str = "", uid: str = "") -> int:
         """See `Store.renew`."""
-        return int(await self._caller.call(RENEW, _keys(key), (permit, pod)))
+        shown = (uid, 1) if uid else ()
+        return _of_holder(int(await self._caller.call(RENEW, _keys(key), (permit, pod, *shown))), permit, pod)
 
     async def keep(self, key: SemaphoreKey, permit: str, pod: str, uid: str) -> int:
         """See `Store.keep`."""
         return int(await self._caller.call(RENEW, _keys(key), (permit, pod, uid)))
 
-    async def release(self, key: SemaphoreKey, permit: str, pod: str = "", *, ended: bool = False) -> bool:
+    async def release(
+        self, key: SemaphoreKey, permit: str, pod: str = "", *, uid: str = "", ended: bool = False
+    ) -> bool:
         """See `Store.release`."""
-        return bool(await self._caller.call(RELEASE, _keys(key), (permit, pod, int(ended))))
+        reply = await self._caller.call(RELEASE, _keys(key), (permit, pod, int(ended), uid))
+        return bool(_of_holder(int(reply), permit, pod))
 
     async def reclaim(self, key: SemaphoreKey) -> int:
         """See `Store.reclaim`. Large numbers are taken back in batches, so that nobody waits long behind them."""
