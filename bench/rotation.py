@@ -51,11 +51,22 @@ class Report(NamedTuple):
 
 
 class Scene:
-    """Two replicas that share a Secret, behind one port, registered at an API server; a context manager."""
+    """Two replicas that share a Secret, behind one port, registered at an API server; a context manager.
 
-    def __init__(self, control_plane: ControlPlane, store: RedisServer, directory: Path, settle_seconds: float) -> None:
+    With `api`, sidecars renew at the replica that injected them.
+    """
+
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        store: RedisServer,
+        directory: Path,
+        settle_seconds: float,
+        *,
+        api: bool = False,
+    ) -> None:
         self.control_plane = control_plane
-        for rules in (shipped_rules(), shipped_rules(COMPONENT)):
+        for rules in map(shipped_rules, ("", COMPONENT, *(("sidecar-api",) if api else ()))):
             control_plane.kubectl("apply", "-f", "-", input=rules)
         kubeconfig = control_plane.user_kubeconfig(f"system:serviceaccount:default:{SHIPPED_ACCOUNT}")
         flags = [
@@ -66,7 +77,7 @@ class Scene:
             "--service-name=localhost",
             f"--certificate-settle-seconds={settle_seconds}",
         ]
-        self.replicas = [WebhookProcess(directory / f"replica-{number}", flags=flags) for number in (1, 2)]
+        self.replicas = [WebhookProcess(directory / f"replica-{number}", flags=flags, api=api) for number in (1, 2)]
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:

@@ -19,7 +19,9 @@ from at_least_semaphore_pod_hook.admission import annotations as pod_annotations
 from at_least_semaphore_pod_hook.controller.events import EVENTS
 from at_least_semaphore_pod_hook.server import (  # each adds to the registry
     certificate_metrics,  # noqa: F401
+    identities,  # noqa: F401
     metrics,
+    permits,  # noqa: F401
     semaphore_metrics,  # noqa: F401
 )
 
@@ -42,6 +44,9 @@ _SEE = {
     "--etcd-addresses": "stores.md#urls",
     "--sidecar-queue-url": "stores.md#urls",
     "--sidecar-secret": "stores.md#urls",
+    "--sidecar-mode": "sidecar-api.md",
+    "--permit-url": "sidecar-api.md",
+    "--permit-authorities": "sidecar-api.md",
     "--lock-mode": "operations.md#high-availability",
     "--certificate-secret": "certificates.md#self-managed",
     "--certificate-settle-seconds": "certificates.md#self-managed",

@@ -28,6 +28,8 @@ else:
 
 MAX_PORT = 65535
 REDIS_PORT, SENTINEL_PORT, ETCD_PORT = 6379, 26379, 2379
+PERMIT_PORT = 9444
+"""What the webhook serves sidecars on."""
 REDIS_SCHEMES = {"redis": False, "rediss": True}
 ETCD_SCHEMES = {"http": False, "https": True}
 STORE_SCHEMES = {

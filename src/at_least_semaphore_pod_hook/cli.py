@@ -7,6 +7,7 @@ import re
 import sys
 
 from at_least_semaphore_pod_hook import __version__, flags, settings
+from at_least_semaphore_pod_hook.addresses import PERMIT_PORT
 
 TYPE_CHECKING = False  # typing costs each sidecar 0.7 MB
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 RELEASE_ON = ("sigterm", "exit")
 WHEN_FULL = ("deny", "gate")
+SIDECAR_MODES = ("direct", "api")
+TOKEN_FILE = "/var/run/at-least-semaphore-pod-hook/token"  # noqa: S105 - where it is, not what it is
 CONSOLE = {
     "status": "show semaphores, who holds their permits, and who waits",
     "release": "give a permit back by hand",
@@ -73,6 +76,22 @@ def _common_flags(parser: argparse.ArgumentParser) -> None:
         action=flags.Append,
         metavar="ADDRESS,…",
         text="the members of the etcd cluster, each host:port or http[s]://user:password@host:port",
+    )
+    flags.add(
+        parser,
+        "--permit-url",
+        default="",
+        type=flags.permit_url,
+        metavar="URL",
+        text="where sidecars renew that are told of no store, https://host:port; in api mode the webhook's Service and "
+        "permit port unless it is said",
+    )
+    flags.add(
+        parser,
+        "--permit-authorities",
+        default="",
+        metavar="PEM",
+        text="the certificates of whom they trust there; in api mode those of the webhook's own certificate",
     )
     flags.add(parser, "--log-level", default="info", choices=LOG_LEVELS, text="the least severe lines that are logged")
     flags.add(parser, "--log-format", default="json", choices=("json", "text"), text="how lines are logged")
@@ -144,6 +163,13 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             default="false",
             **flags.BOOLEAN,
             text="close that port before a lease ends that cannot be renewed",
+        )
+        flags.add(
+            sidecar,
+            "--permit-token-file",
+            default=TOKEN_FILE,
+            metavar="FILE",
+            text="the token of its pod",
         )
         sidecar.add_argument("semaphore", type=flags.semaphore, metavar="<namespace>/<key>", help="the semaphore")
         sidecar.add_argument("permit", type=flags.permit, help="the permit that the webhook took for this pod")
@@ -235,6 +261,19 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.queue_url,
         metavar="URL",
         text="what sidecars are told of the store in place of the webhook's own flag, such as a user with fewer rights",
+    )
+    flag(
+        "--sidecar-mode",
+        default="direct",
+        choices=SIDECAR_MODES,
+        text="sidecars renew in the store, or, in api mode, at the webhook, and know no store's address or password",
+    )
+    flag(
+        "--permit-port",
+        default=str(PERMIT_PORT),
+        type=flags.port,
+        metavar="PORT",
+        text="the port that sidecars are served on in api mode",
     )
     flag(
         "--sidecar-secret",
@@ -357,6 +396,9 @@ def _sidecar(given: dict[str, Any]) -> settings.Sidecar:
         end_with_pod=given["end_with_pod"],
         confirm_port=given["confirm_port"],
         fence=given["fence"],
+        api=settings.PermitApi(given["permit_url"][0], given["permit_authorities"], given["permit_token_file"])
+        if given["permit_url"]
+        else None,
     )
 
 
@@ -372,6 +414,10 @@ def _webhook(given: dict[str, Any]) -> settings.Webhook:
         _parser(None).error(
             f"{named} needs --enable-sidecar-containers: only native sidecars hold main containers back"
         )
+    if given["sidecar_mode"] == "api" and (given["sidecar_queue_url"] or given["sidecar_secret"]):
+        named = "--sidecar-queue-url" if given["sidecar_queue_url"] else "--sidecar-secret"
+        _parser(None).error(f"{named} is of no use with --sidecar-mode=api: such sidecars are told of no store")
+    given["permit_url"] = given["permit_url"][1] if given["permit_url"] else ""
     return settings.Webhook(
         common=_common(given),
         queue_flag=f"--queue-url={handed_on[1]}" if handed_on else f"--queue-redis-address={address}",

@@ -174,6 +174,19 @@ def image(text: str) -> str:
     return text
 
 
+def permit_url(text: str) -> tuple[Address, str] | None:
+    """Read where sidecars renew, and keep the text; None for an empty one."""
+    if not text:
+        return None
+    address = _accepted(lambda: parse_address(text, {"https": True}, addresses.PERMIT_PORT))
+    options = text.partition("?")[2]
+    if not address.tls or address.username or address.password or address.database or "-file" in options:
+        scheme = text.partition("://")[0]
+        message = f"{scheme}://… is not accepted: use https://host:port, with ?server-name=name or not"
+        raise argparse.ArgumentTypeError(message)
+    return address, text
+
+
 def semaphore(text: str) -> tuple[str, str]:
     """Read a semaphore's name as namespace and key."""
     namespace, _, key = text.partition("/")

@@ -49,6 +49,10 @@ class Webhook(NamedTuple):
 
     Attributes:
         queue_flag: The flag that names the store, as it was given, to be handed on to the sidecars.
+        sidecar_mode: Whether sidecars renew in the store ("direct"), or at the webhook ("api").
+        permit_port: What the webhook serves sidecars on.
+        permit_url: Where they find it; empty for the Service and that port.
+        permit_authorities: Whom they are to trust (PEM); empty for what the webhook knows of its own certificate.
         sidecar_secret: A Secret of the pod's namespace that is mounted into its sidecar, or an empty string.
         variant: Sets the annotations of a second copy in the same cluster apart.
         confirm: Whether main containers wait until the sidecar has confirmed the permit.
@@ -76,6 +80,10 @@ class Webhook(NamedTuple):
     sidecar_image: str
     sidecar_image_pull_policy: str
     sidecar_memory_limit: str
+    sidecar_mode: str
+    permit_port: int
+    permit_url: str
+    permit_authorities: str
     sidecar_secret: str
     enable_sidecar_containers: bool
     metrics_bind_address: Address
@@ -92,6 +100,20 @@ class Webhook(NamedTuple):
     variant: str
 
 
+class PermitApi(NamedTuple):
+    """Where a sidecar renews that is told of no store.
+
+    Attributes:
+        address: The webhook's.
+        authorities: Whom to trust (PEM) when the webhook shows its certificate; the system's authorities where empty.
+        token_file: Where the token is by which the sidecar shows whose it is.
+    """
+
+    address: Address
+    authorities: str
+    token_file: str
+
+
 class Sidecar(NamedTuple):
     """The sidecar's settings.
 
@@ -102,6 +124,7 @@ class Sidecar(NamedTuple):
         end_with_pod: Whether to end soon after the pod's other containers, unasked.
         confirm_port: The port to listen on once the permit is confirmed; 0 for none.
         fence: Whether to close the port before a lease ends that cannot be renewed.
+        api: Where to renew in place of the store, or None.
     """
 
     common: Common
@@ -114,3 +137,4 @@ class Sidecar(NamedTuple):
     end_with_pod: bool = False
     confirm_port: int = 0
     fence: bool = False
+    api: PermitApi | None = None

@@ -101,8 +101,8 @@ def record_sidecar() -> None:
 
     opened, journal = stores.open_store, Journal(Path(os.environ[VARIABLE]))
 
-    def open_recorded(url: Any, semaphore: str, signals: Any) -> Any:
-        store = opened(url, semaphore, signals)
+    def open_recorded(settings: Any, signals: Any) -> Any:
+        store, semaphore = opened(settings, signals), f"{settings.namespace}/{settings.key}"
         renew, release = store.renew, store.release
 
         def recorded(kind: str, call: Callable[..., int], result: str, permit: str, pod: str, deadline: float) -> int:

@@ -182,6 +182,14 @@ def account(control_plane: ControlPlane) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
+def reviewing_account(account: Path, control_plane: ControlPlane) -> Iterator[Path]:
+    """The same, with what the manifests add where sidecars renew at the webhook."""
+    control_plane.kubectl("apply", "-f", "-", input=shipped_rules("sidecar-api"))
+    yield account
+    control_plane.kubectl("delete", "-f", "-", input=shipped_rules("sidecar-api"))
+
+
+@pytest.fixture(scope="module")
 def controller(account: Path, store: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebhookProcess]:
     """A webhook that lets pods wait, with the rights that the manifests give it."""
     with serving(replica(tmp_path_factory.mktemp("controller"), store, account)) as webhook:

@@ -36,11 +36,17 @@ AT_ONCE_SECONDS = 2.0
 
 
 def replica(
-    directory: Path, store: RedisServer, kubeconfig: Path, *given: str, sidecars: tuple[str, ...] = NATIVE, **env: str
+    directory: Path,
+    store: RedisServer,
+    kubeconfig: Path,
+    *given: str,
+    sidecars: tuple[str, ...] = NATIVE,
+    api: bool = False,
+    **env: str,
 ) -> WebhookProcess:
     """Return a webhook, not started, that lets pods wait and has a controller; `given` flags count most."""
     own = (*flags("redlock", store, store), *sidecars, "--when-full=gate", f"--kubeconfig={kubeconfig}")
-    return WebhookProcess(directory, flags=(*own, *given), env=env)
+    return WebhookProcess(directory, flags=(*own, *given), env=env, api=api)
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rotation import CONFIGURATION_PATH, MERGE, SECRET_PATH, Scene, rotate
-from tests.cluster.e2e import Namespace, eventually, metric
+from tests.cluster.e2e import Namespace, Semaphore, eventually, metric, opted_in, pod, sidecars
 from tests.cluster.gating import reported
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from devcluster.controlplane import ControlPlane
+    from devcluster.podrunner import PodRunner
     from devcluster.stores import RedisServer
 
 pytestmark = pytest.mark.cluster
@@ -62,3 +63,36 @@ def test_what_others_spoil_is_mended(scene: Scene, control_plane: ControlPlane) 
         control_plane.request("DELETE", SECRET_PATH)
         scene.replicas[1].start()
         assert scene.replicas[1].ready()
+
+
+def test_sidecars_that_show_a_token_follow_a_rotation(
+    control_plane: ControlPlane, store: RedisServer, namespace: Namespace, runner: PodRunner, tmp_path: Path
+) -> None:
+    semaphore = Semaphore(store, namespace.name, "seats")
+    with Scene(control_plane, store, tmp_path, SETTLE_SECONDS, api=True) as scene:
+        serving = scene.replicas[0]
+        scene.register(serving.port)
+        scene.wait_ready()
+        made: list[str] = []
+
+        def admitted() -> bool:
+            reply = namespace.try_create(pod("held-", opted_in("seats", 9, 3)))
+            made.extend(str(sidecar["args"][-1]) for sidecar in (sidecars(reply.json) if reply.status == 201 else ()))
+            return bool(made)
+
+        eventually(admitted, "the API server asks the webhook")
+        eventually(lambda: semaphore.holder(made[0]).get("confirmed"), "the permit is confirmed")
+
+        def renewed() -> None:
+            before = semaphore.holder(made[0])["renewed"]
+            eventually(lambda: semaphore.holder(made[0])["renewed"] > before, "it is renewed")
+
+        before = scene.secret()["tls.crt"]
+        scene.ask()
+        eventually(lambda: scene.settled(before), "the certificate is rotated")
+        renewed()
+        renewed()
+        # The next connection is to the new certificate, whose authority came with an answer.
+        serving.process.kill()
+        serving.start()
+        renewed()

@@ -78,7 +78,7 @@ def webhook_of_the_release(plane: ControlPlane, directory: Path, store: RedisSer
         env[each["name"]] = text.replace(f"{RELEASE}-valkey-0.{RELEASE}-valkey.{HOME}.svc:6379", store.address)
     account = plane.token_kubeconfig(RELEASE)
     given = [arg for arg in container["args"][1:] if arg.partition("=")[0] not in SELF_MANAGED_FLAGS]
-    return WebhookProcess(directory, flags=[*given, f"--kubeconfig={account}"], env=env)
+    return WebhookProcess(directory, flags=[*given, f"--kubeconfig={account}"], env=env, api=True)
 
 
 def register(plane: ControlPlane, webhook: WebhookProcess) -> None:
@@ -130,6 +130,13 @@ def uninstall(plane: ControlPlane, webhook: WebhookProcess, meanwhile: Callable[
     return logged
 
 
+def check_sidecar(stored: Object, webhook: WebhookProcess, secrets: list[str]) -> None:
+    """See to it that a pod's sidecar knows the webhook, and nothing of the store."""
+    written = json.dumps(stored)
+    assert f"https://localhost:{webhook.permit_port}" in written
+    assert not [each for each in secrets if each in written]
+
+
 def test_installed_upgraded_used_and_removed_without_a_trace(
     control_plane: ControlPlane, namespace: Namespace, registration: Registration, tmp_path: Path
 ) -> None:
@@ -167,9 +174,8 @@ def test_installed_upgraded_used_and_removed_without_a_trace(
         first = served[-1]["metadata"]["name"]
         eventually(lambda: not gates(namespace.get(first)), "the first is let in")
         waiter = namespace.create(pod("waiter", opted_in("seat", 1)))["metadata"]["name"]
-        (flag,) = (arg for arg in sidecars(namespace.get(waiter))[0]["args"] if arg.startswith("--queue-url="))
-        url = flag.partition("=")[2]
-        assert url == f"redis://sidecar:{passwords['sidecar-password']}@{store.address}"
+        check_sidecar(namespace.get(waiter), webhook, [store.address, *passwords.values()])
+        url = f"redis://sidecar:{passwords['sidecar-password']}@{store.address}"
         with redis.Redis.from_url(url) as sidecar, pytest.raises(redis.exceptions.NoPermissionError):
             sidecar.set("queue/x", "y")
         with redis.Redis(port=store.port) as nobody:

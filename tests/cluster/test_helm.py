@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +63,7 @@ VALUE_SETS = {
         "podDisruptionBudget.maxUnavailable=50%",
         "extraArgs={--confirm-port=9780}",
     ),
+    "direct": ("sidecar.mode=direct",),
     "little": (
         "podDisruptionBudget.enabled=false",
         "networkPolicy.enabled=false",
@@ -185,15 +188,35 @@ def shared(found: list[Object]) -> dict[tuple[str, str], Object]:
     return result
 
 
-def test_it_is_the_kustomize_base_where_they_overlap() -> None:
-    kubectl = find_or_build(["kubectl"])["kubectl"]
-    argv = [str(kubectl), "kustomize", str(PROJECT / "deploy/kustomize/base")]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    base = shared([each for each in yaml.safe_load_all(done.stdout) if each])
-    chart = shared(rendered("certificates.mode=cert-manager", *EXTERNAL, "store.external.ports=null"))
-    assert chart.keys() == base.keys()
-    for identity, wanted in base.items():
-        assert chart[identity] == wanted, identity
+@pytest.mark.parametrize(("mode", "components"), [("direct", ()), ("api", ("sidecar-api",))])
+def test_it_is_the_kustomize_base_where_they_overlap(mode: str, components: tuple[str, ...], tmp_path: Path) -> None:
+    kubectl, kustomize = find_or_build(["kubectl"])["kubectl"], PROJECT / "deploy/kustomize"
+    base = os.path.relpath(kustomize / "base", tmp_path)
+    added = [os.path.relpath(kustomize / "components" / name, tmp_path) for name in components]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"resources": [base], "components": added}))
+    done = subprocess.run([str(kubectl), "kustomize", str(tmp_path)], capture_output=True, text=True, check=True)
+    wanted = shared([each for each in yaml.safe_load_all(done.stdout) if each])
+    values = ("certificates.mode=cert-manager", *EXTERNAL, "store.external.ports=null", f"sidecar.mode={mode}")
+    chart = shared(rendered(*values))
+    # A component adds rules by a role of its own.
+    own_role = wanted.pop(("ClusterRole", f"{NAMESPACE}-sidecars"), {"rules": []})
+    wanted.pop(("ClusterRoleBinding", f"{NAMESPACE}-sidecars"), None)
+    wanted["ClusterRole", NAMESPACE]["rules"] += own_role["rules"]
+    assert chart.keys() == wanted.keys()
+    for identity, each in wanted.items():
+        assert chart[identity] == each, identity
+
+
+def test_in_api_mode_sidecars_are_told_of_no_store() -> None:
+    for values in ((), VALUE_SETS["secrets-of-the-store"]):
+        found = rendered(*values)
+        given = flags(webhook_of(found)["args"])
+        variables = {each["name"] for each in webhook_of(found).get("env", ())}
+        assert given["--sidecar-mode"] == "api"
+        assert not {"--sidecar-queue-url", "--sidecar-secret"} & set(given)
+        assert not {"AT_LEAST_SEMAPHORE_SIDECAR_QUEUE_URL", "STORE_SIDECAR_PASSWORD"} & variables
+    store = one(rendered(), "NetworkPolicy", f"{NAMESPACE}-valkey")["spec"]["ingress"]
+    assert [set(source) for rule in store for source in rule["from"]] == [{"podSelector"}]
 
 
 def test_flags_of_the_kustomize_base_are_among_the_charts() -> None:

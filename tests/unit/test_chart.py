@@ -14,7 +14,9 @@ import yaml
 from at_least_semaphore_pod_hook import __version__
 from at_least_semaphore_pod_hook.server import (  # each adds to the registry
     certificate_metrics,  # noqa: F401
+    identities,  # noqa: F401
     metrics,
+    permits,  # noqa: F401
     semaphore_metrics,  # noqa: F401
 )
 

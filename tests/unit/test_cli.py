@@ -136,6 +136,16 @@ def test_sidecars_can_be_told_another_url() -> None:
         assert parsed.sidecar_secret == "store"
 
 
+def test_sidecars_renew_in_the_store_unless_they_are_told_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert webhook().sidecar_mode == "direct"
+    assert sidecar().api is None
+    monkeypatch.setenv("AT_LEAST_SEMAPHORE_PERMIT_AUTHORITIES", "PEM")
+    api = sidecar("--permit-url=https://hook.ns.svc?server-name=other").api
+    assert api
+    assert (str(api.address), api.address.server_name, api.authorities) == ("hook.ns.svc:9444", "other", "PEM")
+    assert api.token_file == "/var/run/at-least-semaphore-pod-hook/token"
+
+
 def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOSTNAME", "web-0")
     assert sidecar().pod == "web-0"
@@ -169,6 +179,14 @@ def test_the_sidecar_knows_its_pod(monkeypatch: pytest.MonkeyPatch) -> None:
         (["webhook", "--confirm"], "--confirm needs --enable-sidecar-containers"),
         (["webhook", "--fence"], "--fence needs --enable-sidecar-containers"),
         (["webhook", "--confirm", "--enable-sidecar-containers", "--confirm-port=0"], "from 1 to 65535"),
+        (["webhook", "--sidecar-mode=proxy"], "'direct', 'api'"),
+        (["webhook", "--sidecar-mode=api", "--sidecar-secret=store"], "--sidecar-secret is of no use"),
+        (["webhook", "--sidecar-mode=api", "--sidecar-queue-url=redis://a"], "--sidecar-queue-url is of no use"),
+        *(
+            ([*SIDECAR, f"--permit-url={url}"], "use https://host:port")
+            for url in ("host:1", "https://me:secret@host:1", "https://host:1/2", "https://host?ca-file=f")
+        ),
+        ([*SIDECAR, "--permit-url=http://host:1"], "https://"),
         ([*SIDECAR, "--confirm-port=65536"], "from 0 to 65535"),
         ([*SIDECAR, "--fence"], "--fence needs --confirm-port"),
         (["sidecar"], "<namespace>/<key>"),

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import select
 import socket
+import ssl
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+import trustme
 
 import at_least_semaphore_pod_hook
 from at_least_semaphore_pod_hook.addresses import Address
@@ -146,3 +148,28 @@ def test_a_server_that_repeats_the_password_does_not_get_it_into_a_message() -> 
         thread.join()
     assert "it says ERR to AUTH" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shakes_hands", [True, False])
+def test_a_server_that_falls_silent_is_not_waited_for_with_tls_either(shakes_hands: bool, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            peer, _ = listener.accept()
+            with peer if not shakes_hands else context.wrap_socket(peer, server_side=True):
+                done.wait(10)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        start = time.monotonic()
+        subject = connection("127.0.0.1", listener.getsockname()[1], tls=True, ca_file=str(tmp_path / "ca.pem"))
+        with pytest.raises(StoreUnavailableError, match="no answer in time"):
+            call(subject, 0.5)
+        assert time.monotonic() - start < 5
+        done.set()
+        thread.join()

@@ -29,7 +29,9 @@ class Webhook:
         confirm_port: int = 0,
         fence: bool = False,
         secret: str = "",
+        audience: str = "",
     ) -> None:
+        self.authorities = "-----BEGIN CERTIFICATE-----\n"
         self.now = 1_800_000_000.0
         self.store = FaultyStore(lambda: self.now)
         self.service = SemaphoreService(self.store, LocalLock())
@@ -37,11 +39,12 @@ class Webhook:
         self.denied: list[SemaphoreKey] = []
         self.handler = AdmissionHandler(
             self.service,
-            TEMPLATE._replace(native=native, confirm_port=confirm_port, fence=fence, secret=secret),
+            TEMPLATE._replace(native=native, confirm_port=confirm_port, fence=fence, secret=secret, audience=audience),
             PREFIX,
             when_full=when_full,
             on_granted=self.granted.append,
             on_denied=self.denied.append,
+            authorities=lambda: self.authorities,
             clock=lambda: self.now,
         )
 

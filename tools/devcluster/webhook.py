@@ -33,7 +33,8 @@ _PROBE_SECONDS = 1.0
 class WebhookProcess:
     """A webhook on free ports of 127.0.0.1, with a certificate of its own; a context manager.
 
-    `flags` follow the built-in ones, `env` is added to this process's environment. `port` is kept over restarts.
+    `flags` follow the built-in ones, `env` is added to this process's environment. `port` is kept over restarts. With
+    `api`, sidecars renew at it, on `permit_port`.
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class WebhookProcess:
         flags: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         python: Sequence[str] = (sys.executable,),
+        api: bool = False,
     ) -> None:
         self.directory = directory
         self.certificates = directory / "certificates"
         self.certificates.mkdir(parents=True, exist_ok=True)
         self.renew_certificate()
-        self.port, self.metrics_port, self.probe_port = free_port(), free_port(), free_port()
+        self.port, self.metrics_port, self.probe_port, self.permit_port = (free_port() for _ in range(4))
         self.url = f"https://127.0.0.1:{self.port}/mutate"
         argv = [
             *python,
@@ -60,6 +62,7 @@ class WebhookProcess:
             f"--cert-dir={self.certificates}",
             f"--metrics-bind-address=127.0.0.1:{self.metrics_port}",
             f"--health-probe-bind-address=127.0.0.1:{self.probe_port}",
+            *(self._permit_flags() if api else ()),
             *flags,
         ]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AT_LEAST_SEMAPHORE_")}
@@ -74,10 +77,14 @@ class WebhookProcess:
             self._authority = self._new_authority()
         self.ca_bundle = self._authority.ca_file.read_bytes()
         certificate, key = self._authority.issue_server("tls", ["127.0.0.1", "localhost"])
-        for source in (key, certificate):
-            target = self.certificates / source.name
+        for source, name in ((key, key.name), (certificate, certificate.name), (self._authority.ca_file, "ca.crt")):
+            target = self.certificates / name
             shutil.copy(source, target.with_suffix(".new"))
             target.with_suffix(".new").replace(target)
+
+    def _permit_flags(self) -> tuple[str, ...]:
+        port = self.permit_port
+        return "--sidecar-mode=api", f"--permit-port={port}", f"--permit-url=https://localhost:{port}"
 
     def _new_authority(self) -> Authority:
         fresh = self.directory / "fresh"

@@ -89,6 +89,7 @@ class AdmissionHandler:
         when_full: What becomes of pods that do not say it themselves while no permit is free.
         on_granted: Told of the semaphore of each permit that was granted.
         on_denied: Told of the semaphore of each pod that was denied.
+        authorities: Returns whom sidecars are to trust at the moment (PEM), where they show a token.
         clock: Seconds since the epoch.
     """
 
@@ -101,6 +102,7 @@ class AdmissionHandler:
         when_full: WhenFull = WhenFull.DENY,
         on_granted: Callable[[SemaphoreKey], None] = _uncounted,
         on_denied: Callable[[SemaphoreKey], None] = _uncounted,
+        authorities: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._service = service
@@ -110,6 +112,7 @@ class AdmissionHandler:
         self._when_full = when_full
         self._on_granted = on_granted
         self._on_denied = on_denied
+        self._authorities = authorities
         self._clock = clock
 
     async def handle(self, body: bytes, timeout: float) -> Answer:
@@ -142,6 +145,11 @@ class AdmissionHandler:
             return Answer(Decision.ALLOWED, 200, review.allowed(request.uid))
         if not _namespace_pattern.fullmatch(request.namespace):
             raise InvalidInputError(f"request.namespace: {request.namespace[:80]!a} is no namespace")
+        if self._template.audience:
+            authorities = self._authorities()
+            if not authorities:
+                raise UnavailableError("the authority of the webhook's certificate is not known yet")
+            self._sidecar.trust(authorities)
         key = SemaphoreKey(request.namespace, demand.key)
         line.names(key, _name(pod.metadata))
         if (demand.when_full or self._when_full) is WhenFull.DENY:

@@ -34,6 +34,9 @@ DYNAMIC_PORTS = range(61000, 65536)
 AS_LONG_AS_IT_TAKES = 2**31 - 1
 """The most failures of a probe that the API server takes: one a second, it is 68 years."""
 SECRET_PATH = "/var/run/at-least-semaphore-pod-hook"  # noqa: S105 - where it is, not what it is
+TOKEN_SECONDS = 600
+"""How long a sidecar's token holds, the least that the API server accepts. The kubelet renews it in time."""
+AUTHORITIES = "AT_LEAST_SEMAPHORE_PERMIT_AUTHORITIES"
 
 
 class SidecarTemplate(NamedTuple):
@@ -49,6 +52,8 @@ class SidecarTemplate(NamedTuple):
         confirm_port: The port that it opens once its permit is confirmed; 0 where nobody waits for that.
         fence: Whether it closes the port in time for the pod's work to be stopped before its lease ends.
         secret: A Secret of the pod's namespace that is mounted into it at `SECRET_PATH`, or an empty string.
+        audience: Whom a token of the pod is for that is mounted there in place of it, or an empty string.
+        authorities: Whom it trusts (PEM) where it shows that token, or an empty string.
     """
 
     name: str
@@ -60,6 +65,16 @@ class SidecarTemplate(NamedTuple):
     confirm_port: int = 0
     fence: bool = False
     secret: str = ""
+    audience: str = ""
+    authorities: str = ""
+
+    @property
+    def volume(self) -> dict[str, Any] | None:
+        """What is mounted into it at `SECRET_PATH`."""
+        if self.audience:
+            token = {"audience": self.audience, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
+            return {"name": self.name, "projected": {"sources": [{"serviceAccountToken": token}]}}
+        return {"name": self.name, "secret": {"secretName": self.secret}} if self.secret else None
 
 
 class Carried(NamedTuple):
@@ -118,7 +133,9 @@ def container(
         "resources": {"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": template.memory_limit}},
         "securityContext": security,
     }
-    if template.secret:
+    if template.authorities:
+        sidecar["env"].append({"name": AUTHORITIES, "value": template.authorities})
+    if template.volume:
         sidecar["volumeMounts"] = [{"name": template.name, "mountPath": SECRET_PATH, "readOnly": True}]
     if template.native:
         sidecar["restartPolicy"] = "Always"
@@ -149,6 +166,12 @@ class SidecarJson:
     def __init__(self, template: SidecarTemplate) -> None:
         self._template = template
         self._parts: dict[tuple[str, ...], tuple[bytes, bytes, bytes]] = {}
+
+    def trust(self, authorities: str) -> None:
+        """Have the sidecars that are made from now on trust these (PEM)."""
+        if authorities != self._template.authorities:
+            self._template = self._template._replace(authorities=authorities)
+            self._parts.clear()
 
     def __call__(self, key: str, permit: str, flags: tuple[str, ...] = (), port: int = 0) -> msgspec.Raw:
         """Return the container's JSON. Neither `key` nor `permit` needs escaping: both are checked before."""
@@ -242,8 +265,8 @@ def patch(spec: PodSpec, carried: list[Carried], sidecar: msgspec.Raw, *, native
 
 
 def volume(volumes: list[msgspec.Raw] | None, template: SidecarTemplate) -> Operations:
-    """Return the JSON patch after which a pod has the volume with the sidecar's Secret once, or not at all."""
-    wanted = {"name": template.name, "secret": {"secretName": template.secret}} if template.secret else None
+    """Return the JSON patch after which a pod has the sidecar's volume once, or not at all."""
+    wanted = template.volume
     needle = template.name.encode()
     found = [
         (place, decoded)

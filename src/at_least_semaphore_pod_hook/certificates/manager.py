@@ -54,6 +54,9 @@ class Listener(Protocol):
     def serve(self, pair: Pair) -> None:
         """Serve this pair to new connections from now on."""
 
+    def known(self, authorities: bytes) -> None:
+        """These (PEM) vouch for what is served, by now or soon."""
+
     def trusted(self, yes: bool) -> None:
         """Whether the API server is told to trust what is served."""
 
@@ -147,6 +150,8 @@ class Manager:
             return False  # we were held up: look again
         now, settle = self._wall_clock(), self._settings.settle_seconds
         contents = self._read(observed.secret)
+        if contents and contents.current:
+            self._listener.known(_pem(contents.authorities))
         bundles = _bundles(observed.configuration)
         wanted = {authority.pem for authority in contents.authorities} if contents else set()
         in_step = bool(bundles) and all({each.pem for each in bundle} == wanted for bundle in bundles)

@@ -75,7 +75,7 @@ def admission_app(handler: Handler, client_names: Collection[str] = ()) -> Appli
         started = time.perf_counter()
         try:
             timeout = _checked(scope, client_names)
-            body = await _body(scope, receive)
+            body = await read_body(scope, receive, MAX_BODY_BYTES)
             answer = await handler.handle(body, timeout)
         except HttpError as error:
             await _refuse(send, error)
@@ -109,11 +109,14 @@ def _header(scope: Scope, wanted: bytes) -> bytes:
     return b""
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes:
-    if int(_header(scope, b"content-length") or b"0") > MAX_BODY_BYTES:
-        raise _too_large()
+async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
+    """Return a request's body; raises HttpError where it has more than so many bytes."""
+    if int(_header(scope, b"content-length") or b"0") > most:
+        raise _too_large(most)
     message = await receive()
     body: bytes = message.get("body", b"")
+    if len(body) > most:
+        raise _too_large(most)
     if not message.get("more_body"):
         return body
     chunks, size = [body], len(body)
@@ -122,14 +125,14 @@ async def _body(scope: Scope, receive: Receive) -> bytes:
         chunk = message.get("body", b"")
         chunks.append(chunk)
         size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
+        if size > most:
+            raise _too_large(most)
     return b"".join(chunks)
 
 
-def _too_large() -> HttpError:
+def _too_large(most: int) -> HttpError:
     # Closing the connection is what spares us the rest of the body.
-    return HttpError(413, f"the body is larger than {MAX_BODY_BYTES} bytes", (b"connection", b"close"))
+    return HttpError(413, f"the body is larger than {most} bytes", (b"connection", b"close"))
 
 
 async def _refuse(send: Send, error: HttpError) -> None:

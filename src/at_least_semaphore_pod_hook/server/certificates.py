@@ -31,6 +31,10 @@ class Certificate(Protocol):
     """Stays the same while the certificate in it changes."""
 
     @property
+    def authorities(self) -> str:
+        """The certificates (PEM) of whom vouches for it, by now or soon; empty where that is not known."""
+
+    @property
     def ready(self) -> bool:
         """Whether there is one that may be served."""
 
@@ -105,20 +109,22 @@ def _handshake(client: ssl.SSLContext, server: ssl.SSLContext) -> ssl.SSLObject:
 
 
 class ServingCertificate:
-    """`tls.crt` and `tls.key` of a directory, in a TLS context that stays the same while they change.
+    """`tls.crt` and `tls.key` of a directory, in a TLS context that stays the same while they change; with `ca.crt`.
 
     Python's `SSLContext.load_cert_chain` on a live context serves the new certificate to new connections and leaves
     those that are open alone.
 
     Args:
-        directory: Where the two files are, e.g. a mounted Secret of cert-manager.
+        directory: Where the files are, e.g. a mounted Secret of cert-manager.
     """
 
     def __init__(self, directory: str) -> None:
         self._certificate = Path(directory) / "tls.crt"
         self._key = Path(directory) / "tls.key"
         self._seen: tuple[tuple[int, int, int], ...] = ()
+        self._authorities = Path(directory) / "ca.crt"
         self.context = new_context()
+        self.authorities = ""
         self.ready = False
 
     def load(self) -> None:
@@ -130,6 +136,7 @@ class ServingCertificate:
         try:
             self._seen = self._fingerprint()
             take_up(self.context, self._certificate.read_bytes(), self._key.read_bytes())
+            self.authorities = self._authorities.read_text("ascii") if self._authorities.exists() else ""
         except (OSError, ValueError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             raise InvalidInputError(
@@ -153,5 +160,6 @@ class ServingCertificate:
                 continue
 
     def _fingerprint(self) -> tuple[tuple[int, int, int], ...]:
-        stats = [file.stat() for file in (self._certificate, self._key)]
+        files = (self._certificate, self._key, self._authorities)
+        stats = [file.stat() for file in files if file is not self._authorities or file.exists()]
         return tuple((stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats)

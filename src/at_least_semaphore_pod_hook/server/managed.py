@@ -43,6 +43,7 @@ class ManagedCertificate:
         self._kube: Kube | None = None
         self._events: set[asyncio.Task[None]] = set()
         self.context = new_context()
+        self.authorities = ""
         self.ready = False
 
     async def follow(self) -> None:
@@ -68,6 +69,10 @@ class ManagedCertificate:
     def serve(self, pair: Pair) -> None:
         """See `manager.Listener`."""
         take_up(self.context, pair.certificate, pair.key)
+
+    def known(self, authorities: bytes) -> None:
+        """See `manager.Listener`."""
+        self.authorities = authorities.decode("ascii")
 
     def trusted(self, yes: bool) -> None:
         """See `manager.Listener`. Once ready, a replica stays so: to take it out of service would help nobody."""

@@ -16,7 +16,6 @@ import uvloop
 from at_least_semaphore_pod_hook import __version__
 from at_least_semaphore_pod_hook.admission.annotations import WhenFull, annotation_prefix
 from at_least_semaphore_pod_hook.admission.handler import AdmissionHandler
-from at_least_semaphore_pod_hook.admission.inject import SIDECAR_NAME, SidecarTemplate
 from at_least_semaphore_pod_hook.controller import runner
 from at_least_semaphore_pod_hook.controller.release_gates import release_gates
 from at_least_semaphore_pod_hook.controller.survey import Survey
@@ -28,6 +27,7 @@ from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.farewell import say_farewell
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
+from at_least_semaphore_pod_hook.server.sidecars import authorities_of, permit_servers, sidecar_template
 from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_ended, sweep
 
 if TYPE_CHECKING:
@@ -127,26 +127,6 @@ def make_lock(settings: Webhook) -> Lock:
         raise InvalidInputError(f"--redis-addresses: {error}") from error
 
 
-def sidecar_template(settings: Webhook) -> SidecarTemplate:
-    """Describe the sidecar that this webhook injects."""
-    common = settings.common
-    return SidecarTemplate(
-        name=f"{settings.variant}-{SIDECAR_NAME}" if settings.variant else SIDECAR_NAME,
-        image=settings.sidecar_image,
-        image_pull_policy=settings.sidecar_image_pull_policy,
-        memory_limit=settings.sidecar_memory_limit,
-        flags=(
-            settings.queue_flag,
-            f"--log-level={common.log_level}",
-            f"--log-format={common.log_format}",
-        ),
-        native=settings.enable_sidecar_containers,
-        confirm_port=settings.confirm_port if settings.confirm else 0,
-        fence=settings.fence,
-        secret=settings.sidecar_secret,
-    )
-
-
 def _certificate(settings: Webhook) -> Certificate:
     if settings.certificate_secret:
         from at_least_semaphore_pod_hook.server.managed import ManagedCertificate  # noqa: PLC0415 - cryptography is large
@@ -168,6 +148,7 @@ def _callers(settings: Webhook, certificate: Certificate) -> list[Callers]:
 async def _serve(settings: Webhook) -> None:
     certificate = _certificate(settings)
     callers = _callers(settings, certificate)
+    authorities = authorities_of(settings, certificate)
     versioned = await open_understood(settings.common.queue)
     store = versioned.store
     survey = Survey(annotation_prefix(settings.variant))
@@ -179,7 +160,9 @@ async def _serve(settings: Webhook) -> None:
         when_full=WhenFull(settings.when_full),
         on_granted=SEMAPHORES.granted,
         on_denied=SEMAPHORES.denied,
+        authorities=authorities,
     )
+    permits = permit_servers(settings, store, authorities)
     started, stopping = asyncio.Event(), asyncio.Event()
 
     def ready() -> tuple[int, bytes, bytes]:
@@ -194,7 +177,8 @@ async def _serve(settings: Webhook) -> None:
         app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate
     )
     feed = _status_feed(settings, store, survey)
-    servers = [admissions, *_side_servers(settings, probes, feed)]
+    served = [make_server(one.application, settings.host, settings.permit_port, certificate) for one in permits]
+    servers = [admissions, *served, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -235,6 +219,7 @@ async def _serve(settings: Webhook) -> None:
             server.should_exit = True
             results += await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(stopped, sweeping, *background, return_exceptions=True)
+        await asyncio.gather(*(one.close() for one in permits))
         await service.close()
         logger.info("webhook stopped")
     for result in results:

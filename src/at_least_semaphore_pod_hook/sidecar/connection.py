@@ -13,13 +13,14 @@ from at_least_semaphore_pod_hook.sidecar.lookup import Lookup, targets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _ssl import _SSLContext
     from collections.abc import Callable
-    from ssl import SSLContext
     from typing import TypeVar
 
     from at_least_semaphore_pod_hook.addresses import Address
     from at_least_semaphore_pod_hook.sidecar.lookup import Target
     from at_least_semaphore_pod_hook.sidecar.signals import Signals
+    from at_least_semaphore_pod_hook.sidecar.tls import Encrypted
 
     T = TypeVar("T")
 
@@ -27,10 +28,17 @@ MAX_ERROR = 120
 CHUNK = 4_096
 
 
+class _Socket(_socket.socket):
+    """One that can be referred to weakly, as TLS over it does."""
+
+    __slots__ = ("__weakref__",)
+
+
 class Connection:
     """One connection, opened when it is asked for; whoever uses it closes it after a failure.
 
-    `deadline` is the moment, of the monotonic clock, at which each wait gives up. All methods that wait raise OSError
+    `deadline` is the moment, of the monotonic clock, at which each wait gives up. `authorities` are certificates (PEM)
+    to check the server's against, in place of those of a file or the system's. All methods that wait raise OSError
     or ValueError for what the system says, UnavailableError where time is up or a file cannot be read, and
     StopRequested where a signal asks to stop. `unavailable` makes one error of them.
     """
@@ -38,11 +46,12 @@ class Connection:
     def __init__(self, address: Address, signals: Signals) -> None:
         self.address = address
         self.deadline = 0.0
+        self.authorities = ""
         self._signals = signals
-        self._socket: _socket.socket | None = None
+        self._socket: _Socket | Encrypted | None = None
         self._lookup: Lookup | None = None
         self._known: list[Target] = []
-        self._context: SSLContext | None = None
+        self._context: _SSLContext | None = None
         self._want_read: tuple[type[OSError], ...] = ()
         self._want_write: tuple[type[OSError], ...] = ()
 
@@ -59,14 +68,15 @@ class Connection:
             now = time.monotonic()
             share = now + (self.deadline - now) / (len(found) - index)
             try:
-                self._connect(target, share)
-                break
+                plain = self._connect(target, share)
             except (OSError, StoreUnavailableError):
                 self.close()
                 if index == len(found) - 1:
                     raise
-        if self.address.tls:
-            self._encrypt()
+            else:
+                if self.address.tls:
+                    self._encrypt(plain)
+                return
 
     def send(self, data: bytes) -> None:
         """Send all of it."""
@@ -89,13 +99,45 @@ class Connection:
             self.close()
         self._signals.wait(until)
 
+    def through(self, exchange: Callable[[], T], deadline: float, greet: Callable[[], None] | None = None) -> T:
+        """Send something and receive its answer, over the connection that is there or a new one.
+
+        Args:
+            exchange: Does it; it may be done twice.
+            deadline: The moment, of the monotonic clock, at which to give up.
+            greet: What comes first on a new connection.
+
+        Raises:
+            StoreUnavailableError: There was no answer in time; the message says why and contains no secret.
+            StopRequested: A signal asks to stop.
+        """
+        self.deadline = deadline
+        try:
+            if self.is_open:
+                try:
+                    return exchange()
+                except OSError:
+                    # Most likely closed while it was idle, by a server that has restarted: no failure yet.
+                    self.close()
+            self.open()
+            if greet is not None:
+                greet()
+            return exchange()
+        except (OSError, ValueError, UnavailableError) as error:
+            self.close()
+            raise unavailable(self.address, error) from error
+        except BaseException:
+            # Its answer is still to come: nobody may take it for the next one's.
+            self.close()
+            raise
+
     def close(self) -> None:
         """Let go of the connection, if there is one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _connected(self) -> _socket.socket:
+    def _connected(self) -> _Socket | Encrypted:
         if self._socket is None:
             raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         return self._socket
@@ -136,9 +178,9 @@ class Connection:
             raise StoreUnavailableError("its name could not be looked up in time")
         return self._known
 
-    def _connect(self, target: Target, deadline: float) -> None:
+    def _connect(self, target: Target, deadline: float) -> _Socket:
         family, kind, protocol, address = target
-        sock = self._socket = _socket.socket(family, kind, protocol)
+        sock = self._socket = _Socket(family, kind, protocol)
         sock.setblocking(False)
         if family != _socket.AF_UNIX:
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
@@ -150,42 +192,19 @@ class Connection:
             code = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
         if code:
             raise OSError(code, os.strerror(code))
+        return sock
 
-    def _encrypt(self) -> None:
-        import socket  # noqa: PLC0415 - what ssl wraps
-        import ssl  # noqa: PLC0415 - 4 MB that only TLS needs
+    def _encrypt(self, plain: _Socket) -> None:
+        from at_least_semaphore_pod_hook.sidecar import tls  # noqa: PLC0415 - megabytes that only TLS needs
 
-        self._want_read, self._want_write = (ssl.SSLWantReadError,), (ssl.SSLWantWriteError,)
-        context = self._trust()
-        plain = socket.socket(fileno=self._connected().detach())
-        try:
-            name = self.address.server_name or self.address.host
-            tls = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=name)
-        except BaseException:
-            self._socket = None
-            plain.close()
-            raise
-        self._socket = tls
-        self._patiently(tls.do_handshake, select.POLLIN)
-
-    def _trust(self) -> SSLContext:
-        """Return whom to trust and how to show who we are; what stands in files may have changed."""
-        import ssl  # noqa: PLC0415
-
+        self._want_read, self._want_write = (tls.WANT_READ,), (tls.WANT_WRITE,)
         address = self.address
-        # The system's authorities are many and don't change while a pod runs.
-        context = self._context
-        try:
-            if context is None:
-                context = ssl.create_default_context(cafile=address.ca_file or None)
-                self._context = None if address.ca_file else context
-            if address.cert_file:
-                context.load_cert_chain(address.cert_file, address.key_file)
-        except OSError as error:
-            # It does not say which of them.
-            files = ", ".join(filter(None, (address.ca_file, address.cert_file, address.key_file)))
-            raise StoreUnavailableError(f"{error.strerror or error}: one of {files}") from error
-        return context
+        # The system's authorities are many and don't change while a pod runs; what stands in files may have changed.
+        context = self._context or tls.trust(address, self.authorities)
+        self._context = None if address.ca_file or address.cert_file or self.authorities else context
+        encrypted = tls.Encrypted(plain, context, address.server_name or address.host)
+        self._socket = encrypted
+        self._patiently(encrypted.do_handshake, select.POLLIN)
 
 
 def unavailable(address: Address, error: Exception) -> StoreUnavailableError:

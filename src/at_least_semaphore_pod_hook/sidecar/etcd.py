@@ -8,7 +8,7 @@ import time
 from at_least_semaphore_pod_hook import etcd_permits
 from at_least_semaphore_pod_hook.errors import StoreUnavailableError, UnavailableError
 from at_least_semaphore_pod_hook.sidecar import http
-from at_least_semaphore_pod_hook.sidecar.connection import Connection, printable, unavailable
+from at_least_semaphore_pod_hook.sidecar.connection import Connection, printable
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 
 TYPE_CHECKING = False
@@ -140,36 +140,16 @@ class EtcdStore:
         raise StoreUnavailableError("; ".join(failures))
 
     def _at(self, connection: Connection, path: str, body: Body, token: str, deadline: float) -> dict[str, Any]:
-        connection.deadline = deadline
         request = http.post(str(connection.address), path, json.dumps(body).encode(), token)
         writes = "compare" in body
-        try:
-            if connection.is_open:
-                try:
-                    return self._exchange(connection, request, writes)
-                except OSError:
-                    # Most likely closed while it was idle, by a store that has restarted: no failure yet.
-                    connection.close()
-            connection.open()
-            return self._exchange(connection, request, writes)
-        except _RefusedError:
-            raise
-        except (OSError, ValueError, UnavailableError) as error:
-            connection.close()
-            raise unavailable(connection.address, error) from error
-        except BaseException:
-            # Its answer is still to come: nobody may take it for the next one's.
-            connection.close()
-            raise
+        answer = connection.through(lambda: self._exchange(connection, request, writes), deadline)
+        if isinstance(answer, _RefusedError):
+            raise answer
+        return answer
 
-    def _exchange(self, connection: Connection, request: bytes, writes: bool) -> dict[str, Any]:
+    def _exchange(self, connection: Connection, request: bytes, writes: bool) -> dict[str, Any] | _RefusedError:
         self.unanswered += writes
-        connection.send(request)
-        received = b""
-        while (answer := http.parse(received)) is None:
-            received += connection.receive()
-        if not answer.reusable:
-            connection.close()
+        answer = http.exchange(connection, request)
         said = json.loads(answer.body) if answer.body.startswith(b"{") else {}
         if answer.status == OK:
             if not said:
@@ -180,7 +160,7 @@ class EtcdStore:
         if not text or code in etcd_permits.IN_DOUBT:
             raise StoreUnavailableError(f"it says: {printable(text)}" if text else f"HTTP status {answer.status}")
         self.unanswered -= writes
-        raise _RefusedError(text, code)
+        return _RefusedError(text, code)
 
 
 def open_etcd(url: StoreUrl, semaphore: str, signals: Signals) -> EtcdStore:

@@ -1,4 +1,4 @@
-"""The few bytes of HTTP/1.1 that a sidecar speaks. No I/O in here: bytes in, values out (RFC 9112)."""
+"""The few bytes of HTTP/1.1 that a sidecar speaks (RFC 9112)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NamedTuple
+
+    from at_least_semaphore_pod_hook.sidecar.connection import Connection
 else:
     from at_least_semaphore_pod_hook.addresses import NamedTuple
 
@@ -32,6 +34,17 @@ def post(host: str, path: str, body: bytes, authorization: str = "") -> bytes:
     if authorization:
         head += f"Authorization: {authorization}\r\n"
     return f"{head}\r\n".encode() + body
+
+
+def exchange(connection: Connection, request: bytes) -> Answer:
+    """Send a request over a connection that is open, and receive its response; raises as `Connection.receive` does."""
+    connection.send(request)
+    received = b""
+    while (answer := parse(received)) is None:
+        received += connection.receive()
+    if not answer.reusable:
+        connection.close()
+    return answer
 
 
 def parse(data: bytes) -> Answer | None:

@@ -37,7 +37,7 @@ def run(settings: Sidecar) -> int:
     try:
         _keep_standard_streams()
         log = Log(settings)
-        if settings.common.queue.kind == "memory":
+        if settings.api is None and settings.common.queue.kind == "memory":
             return _watch(signals, log)
         return _Holding(settings, signals, log).hold()
     finally:
@@ -66,7 +66,7 @@ class _Holding:
         self._settings = settings
         self._signals = signals
         self._log = log
-        self._store = open_store(settings.common.queue, f"{settings.namespace}/{settings.key}", signals)
+        self._store = open_store(settings, signals)
         longest = policy.END_WITH_POD_SECONDS if settings.end_with_pod else policy.UNBOUNDED
         confirms = settings.confirm_port > 0
         longest_lost = policy.UNCONFIRMED_SECONDS if confirms else policy.UNBOUNDED

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from at_least_semaphore_pod_hook.errors import StoreUnavailableError, UnavailableError
-from at_least_semaphore_pod_hook.sidecar.connection import Connection, printable, unavailable
+from at_least_semaphore_pod_hook.errors import StoreUnavailableError
+from at_least_semaphore_pod_hook.sidecar.connection import Connection, printable
 from at_least_semaphore_pod_hook.sidecar.resp import MalformedReplyError, ServerError, encode, parse
 
 TYPE_CHECKING = False
@@ -121,25 +121,7 @@ class Server:
         return reply
 
     def _reply(self, command: tuple[str, ...], deadline: float, asking: bool = False) -> Reply:
-        self._connection.deadline = deadline
-        try:
-            if self._connection.is_open:
-                try:
-                    return self._counted(command, asking)
-                except OSError:
-                    # Most likely closed while it was idle, by a store that has restarted: no failure yet.
-                    self.close()
-            self._received = b""
-            self._connection.open()
-            self._greet()
-            return self._counted(command, asking)
-        except (OSError, ValueError, UnavailableError) as error:
-            self.close()
-            raise unavailable(self.address, error) from error
-        except BaseException:
-            # Its reply is still to come: nobody may take it for the next one's.
-            self.close()
-            raise
+        return self._connection.through(lambda: self._counted(command, asking), deadline, self._greet)
 
     def _counted(self, command: tuple[str, ...], asking: bool) -> Reply:
         if asking:
@@ -160,6 +142,7 @@ class Server:
             self._received += self._connection.receive()
 
     def _greet(self) -> None:
+        self._received = b""
         username, password = self.address.credentials()
         if username or password:
             self._expect_ok("AUTH", *((username, password) if username else (password,)))

@@ -1,4 +1,4 @@
-"""From a store's URL to the permits in it, as a sidecar sees them. Only what the URL names is imported."""
+"""From settings to the permits of a semaphore, as a sidecar sees them. Only what the settings name is imported."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from at_least_semaphore_pod_hook.addresses import StoreUrl
+    from at_least_semaphore_pod_hook.settings import Sidecar
     from at_least_semaphore_pod_hook.sidecar.signals import Signals
 
     class Store(Protocol):
@@ -70,12 +71,17 @@ _OPENERS: dict[str, Callable[[StoreUrl, str, Signals], Store]] = {
 """How each kind of store is opened, by `StoreUrl.kind`. The memory store is not here: nobody can talk to it."""
 
 
-def open_store(url: StoreUrl, semaphore: str, signals: Signals) -> Store:
-    """Open the store that a URL names, for the semaphore `<namespace>/<key>`; it connects when it is first used.
+def open_store(settings: Sidecar, signals: Signals) -> Store:
+    """Open what a sidecar's settings name: the webhook, or a store. It connects when it is first used.
 
     Raises:
         StoreUnavailableError: A sidecar cannot talk to such a store.
     """
+    url, semaphore = settings.common.queue, f"{settings.namespace}/{settings.key}"
+    if settings.api is not None:
+        from at_least_semaphore_pod_hook.sidecar.api import ApiStore  # noqa: PLC0415
+
+        return ApiStore(settings.api, semaphore, signals)
     if url.kind not in _OPENERS:
         raise StoreUnavailableError(f"a sidecar cannot talk to a store of kind {url.kind}")
     return _OPENERS[url.kind](url, semaphore, signals)

@@ -88,6 +88,7 @@ capabilities:
 {{- define "hook.environment" -}}
 {{- $external := .Values.store.external -}}
 {{- $bundled := eq .Values.store.mode "bundled" -}}
+{{- $api := eq .Values.sidecar.mode "api" -}}
 {{- with .Values.variant }}
 - name: VARIANT
   value: {{ . }}
@@ -96,14 +97,16 @@ capabilities:
 {{- $secret := include "hook.valkeySecret" . }}
 {{- $address := include "hook.valkeyAddress" . }}
 {{- include "hook.secretVariable" (list "STORE_PASSWORD" (dict "name" $secret "key" "webhook-password")) | nindent 0 }}
-{{- include "hook.secretVariable" (list "STORE_SIDECAR_PASSWORD" (dict "name" $secret "key" "sidecar-password")) | nindent 0 }}
 - name: AT_LEAST_SEMAPHORE_QUEUE_URL
   value: redis://webhook:$(STORE_PASSWORD)@{{ $address }}
 - name: AT_LEAST_SEMAPHORE_REDIS_ADDRESSES
   value: redis://webhook:$(STORE_PASSWORD)@{{ $address }}
+{{- if not $api }}
+{{- include "hook.secretVariable" (list "STORE_SIDECAR_PASSWORD" (dict "name" $secret "key" "sidecar-password")) | nindent 0 }}
 # A user with fewer rights: whoever may read an opted-in pod can read this one's password.
 - name: AT_LEAST_SEMAPHORE_SIDECAR_QUEUE_URL
   value: redis://sidecar:$(STORE_SIDECAR_PASSWORD)@{{ $address }}
+{{- end }}
 {{- else }}
 {{- with $external.queueUrlSecret }}
 {{- include "hook.secretVariable" (list "AT_LEAST_SEMAPHORE_QUEUE_URL" .) | nindent 0 }}
@@ -114,9 +117,15 @@ capabilities:
 {{- with $external.etcdAddressesSecret }}
 {{- include "hook.secretVariable" (list "AT_LEAST_SEMAPHORE_ETCD_ADDRESSES" .) | nindent 0 }}
 {{- end }}
+{{- if not $api }}
 {{- with $external.sidecarQueueUrlSecret }}
 {{- include "hook.secretVariable" (list "AT_LEAST_SEMAPHORE_SIDECAR_QUEUE_URL" .) | nindent 0 }}
 {{- end }}
+{{- end }}
+{{- end }}
+{{- if and $api (eq .Values.certificates.mode "secret") .Values.certificates.caBundle }}
+- name: AT_LEAST_SEMAPHORE_PERMIT_AUTHORITIES
+  value: {{ .Values.certificates.caBundle | quote }}
 {{- end }}
 {{- with .Values.extraEnv }}
 {{- toYaml . | nindent 0 }}
