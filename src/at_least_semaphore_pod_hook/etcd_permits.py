@@ -131,7 +131,8 @@ def is_of_another(holder: dict[str, Any], pod: str, uid: str = "") -> bool:
 
 def confirmed(holder: dict[str, Any], pod: str, uid: str = "") -> dict[str, Any] | None:
     """Return the holder as its sidecar's renewal leaves it, or None where it is like that already."""
-    if holder["confirmed"] and not holder.get("silent") and uid in {"", holder["uid"]}:
+    known = pod in {"", holder["pod"]} and uid in {"", holder["uid"]}
+    if known and holder["confirmed"] and not holder.get("silent"):
         return None
     named = {"pod": pod or holder["pod"], "uid": uid or holder["uid"]}
     return {**holder, "confirmed": True, **named, "silent": 0}

@@ -17,6 +17,7 @@ from devcluster.stores import EtcdServer, RedisServer
 from devcluster.webhook import SHIPPED_ACCOUNT, WebhookProcess, register, shipped_rules
 from tests.cluster.e2e import KINDS, Namespace, admissions, eventually, flags, opted_in, pod
 from tests.cluster.gating import History, replica, serving
+from tests.cluster.manifests import PROJECT
 from tests.cluster.rights import AUDITED
 from tests.cluster.watching import ACCOUNT, CLUSTER_RULES, NAMESPACE, OWN_RULES, token, write_kubeconfig
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 LAST = "test_rights"
 """The module that looks back at what all others have asked of the API server."""
 
+POLICY = (PROJECT / "deploy/kustomize/base/admissionpolicy.yaml").read_text()
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
 
 
@@ -84,7 +86,10 @@ def namespace(control_plane: ControlPlane) -> Iterator[Namespace]:
 
 
 class Registration:
-    """Which webhook the API server asks; only one at a time, and registered anew only where it changes."""
+    """Which webhook the API server asks, under the shipped admission policy.
+
+    It is only one at a time, and registered anew only where it changes.
+    """
 
     def __init__(self, control_plane: ControlPlane) -> None:
         self._control_plane = control_plane
@@ -95,6 +100,8 @@ class Registration:
         wanted = (webhook.url, webhook.ca_bundle, sorted(changes.items()))
         if wanted == self._present:
             return
+        if self._present is None:
+            self._control_plane.kubectl("apply", "-f", "-", input=POLICY)
         register(self._control_plane, webhook, **changes)
         self._present = wanted
         default = Namespace(self._control_plane, "default")
@@ -111,6 +118,7 @@ class Registration:
         if self._present is not None:
             self._present = None
             self._control_plane.request("DELETE", f"{CONFIGURATIONS}/at-least-semaphore-pod-hook")
+            self._control_plane.kubectl("delete", "-f", "-", input=POLICY)
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,7 @@ VALUE_SETS = {
     "little": (
         "podDisruptionBudget.enabled=false",
         "networkPolicy.enabled=false",
+        "admissionPolicy.enabled=false",
         "releaseGates.enabled=false",
         "store.bundled.persistence.enabled=false",
         "variant=dev",
@@ -124,7 +125,8 @@ def test_values_reach_what_they_are_for() -> None:
     assert store["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Retain"
     assert store["volumeClaimTemplates"][0]["spec"]["storageClassName"] == "fast"
     little = rendered(*VALUE_SETS["little"])
-    assert {each["kind"] for each in little} & {"PodDisruptionBudget", "NetworkPolicy", "Job"} == set()
+    left_out = {"PodDisruptionBudget", "NetworkPolicy", "ValidatingAdmissionPolicy", "Job"}
+    assert {each["kind"] for each in little} & left_out == set()
     (webhook,) = one(little, "MutatingWebhookConfiguration")["webhooks"]
     assert "'dev.at-least-semaphore-pod-hook.kaidotio.github.io/" in webhook["matchConditions"][0]["expression"]
     assert one(little, "Lease", "dev-at-least-semaphore-pod-hook")

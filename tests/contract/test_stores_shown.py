@@ -25,6 +25,15 @@ async def test_the_first_to_renew_has_its_uid_noted(subject: Subject) -> None:
     assert await subject.store.release(KEY, "a", "web-x2x9k", uid="uid-1") is True
 
 
+async def test_the_name_that_was_shown_last_is_noted(subject: Subject) -> None:
+    await create(subject)
+    await subject.store.acquire(wish("a")._replace(uid="uid-1"))
+    await subject.store.renew(KEY, "a", "web-0")
+    await subject.store.renew(KEY, "a", "web-1", "uid-1")
+    (holder,) = (await subject.store.state(KEY)).holders
+    assert (holder.pod, holder.uid) == ("web-1", "uid-1")
+
+
 @pytest.mark.parametrize(
     ("reserved", "confirmed", "noted", "pod", "uid"),
     [
