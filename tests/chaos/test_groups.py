@@ -129,7 +129,7 @@ def test_a_primary_that_is_cut_off_from_its_peers_still_answers_its_clients(star
     started.rejoin(old)
     started.settle()
     with started.group.client(old) as asked:
-        assert asked.execute_command("ROLE")[0] == "slave"
+        until(lambda: asked.execute_command("ROLE")[0] == "slave", "it follows")
 
 
 def test_a_leader_that_is_cut_off_still_answers_its_clients_and_another_is_elected(tmp_path: Path, loop: Loop) -> None:

@@ -210,7 +210,10 @@ class Process:
         except ProcessLookupError:
             return
         try:
-            select.select([descriptor], [], [], timeout)
+            # Not select(), which takes no number above 1023.
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(None if timeout is None else timeout * 1000)
         finally:
             os.close(descriptor)
 
