@@ -50,8 +50,13 @@ test: install check ## Install what the tests run, and run all of them, faults a
 	@tools/test-programs
 	@tools/test-programs node
 	@$(BIN)/python tools/side_by_side.py \
-		product="$(BIN)/pytest --durations=20 tests/contract tests/cluster" \
+		product="$(BIN)/pytest --durations=20 tests/contract tests/cluster tests/security" \
 		faults="$(BIN)/pytest --durations=20 tests/chaos && $(MAKE) --no-print-directory test-node"
+
+.PHONY: test-security
+test-security: install ## Attack real processes, and look at what comes of it (a minute)
+	@tools/test-programs
+	$(BIN)/pytest -q tests/security
 
 .PHONY: test-node
 test-node: install ## Run the product on real nodes: containerd, runc and kubelet (root; without it, says so and does nothing)
@@ -105,6 +110,10 @@ bench-certificates: install ## Rotate the certificate of two replicas 100 times 
 .PHONY: bench-permits
 bench-permits: install ## Measure what 10,000 sidecars in api mode cost a replica (four minutes; nothing else should run)
 	@$(BIN)/python bench/permits.py --sidecars $(or $(SIDECARS),10000)
+
+.PHONY: bench-flood
+bench-flood: install ## Measure memory and admissions while clients flood the webhook's port (three minutes; nothing else should run)
+	$(BIN)/python bench/flood.py
 
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds

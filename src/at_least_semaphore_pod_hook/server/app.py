@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.server import metrics
 from at_least_semaphore_pod_hook.server.callers import admits
+from at_least_semaphore_pod_hook.server.folding import Folded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
     Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-logger = logging.getLogger(__name__)
-
 MAX_BODY_BYTES = 3 * 1024 * 1024
 """What the API server takes as a request's body at most, so that no admission of a stored object is larger."""
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
 MAX_TIMEOUT_SECONDS = 30.0
 _JSON = b"application/json"
+
+
+class LeftError(Exception):
+    """The client has gone before its request had come."""
 
 
 class HttpError(Exception):
@@ -70,6 +72,7 @@ class Handler(Protocol):
 
 def admission_app(handler: Handler, client_names: Collection[str] = ()) -> Application:
     """Serve `POST /mutate`, where there are `client_names`, to clients with a certificate of one of them alone."""
+    folded = Folded()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         started = time.perf_counter()
@@ -78,9 +81,12 @@ def admission_app(handler: Handler, client_names: Collection[str] = ()) -> Appli
             body = await read_body(scope, receive, MAX_BODY_BYTES)
             answer = await handler.handle(body, timeout)
         except HttpError as error:
-            await _refuse(send, error)
+            await _refuse(send, error, folded)
         except InvalidInputError as error:
-            await _refuse(send, HttpError(400, str(error)))
+            await _refuse(send, HttpError(400, str(error)), folded)
+        except LeftError:
+            # Whoever has cut the connection, or lost it, has counted it.
+            return
         else:
             await respond(send, 200, answer.body, _JSON)
             metrics.ADMISSION_SECONDS.observe(time.perf_counter() - started)
@@ -113,7 +119,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     """Return a request's body; raises HttpError where it has more than so many bytes."""
     if int(_header(scope, b"content-length") or b"0") > most:
         raise _too_large(most)
-    message = await receive()
+    message = await _part(receive)
     body: bytes = message.get("body", b"")
     if len(body) > most:
         raise _too_large(most)
@@ -121,7 +127,7 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
         return body
     chunks, size = [body], len(body)
     while message.get("more_body"):
-        message = await receive()
+        message = await _part(receive)
         chunk = message.get("body", b"")
         chunks.append(chunk)
         size += len(chunk)
@@ -130,14 +136,21 @@ async def read_body(scope: Scope, receive: Receive, most: int) -> bytes:
     return b"".join(chunks)
 
 
+async def _part(receive: Receive) -> dict[str, Any]:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise LeftError
+    return message
+
+
 def _too_large(most: int) -> HttpError:
     # Closing the connection is what spares us the rest of the body.
     return HttpError(413, f"the body is larger than {most} bytes", (b"connection", b"close"))
 
 
-async def _refuse(send: Send, error: HttpError) -> None:
+async def _refuse(send: Send, error: HttpError, folded: Folded) -> None:
     metrics.count(metrics.BAD_REQUESTS, str(error.status))()
-    logger.info("request refused", extra={"status": error.status, "reason": str(error)})
+    folded.say("request refused", str(error.status), status=error.status, reason=str(error))
     await respond(send, error.status, msgspec.json.encode({"message": str(error)}), _JSON, *error.headers)
 
 

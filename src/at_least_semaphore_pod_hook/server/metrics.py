@@ -30,6 +30,12 @@ ADMISSION_SECONDS = Histogram(
 BAD_REQUESTS = Counter(
     f"{PREFIX}bad_requests", "Requests that were no admission, by HTTP status.", ("status",), registry=REGISTRY
 )
+CUT_CONNECTIONS = Counter(
+    f"{PREFIX}cut_connections",
+    "Connections that were ended as they were over a limit, or made no sense, by reason.",
+    ("reason",),
+    registry=REGISTRY,
+)
 RECLAIMED = Counter(
     f"{PREFIX}reclaimed_permits", "Expired permits that a sweep of this replica took back.", registry=REGISTRY
 )

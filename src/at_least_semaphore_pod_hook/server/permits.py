@@ -19,7 +19,7 @@ from prometheus_client import Counter
 
 from at_least_semaphore_pod_hook.errors import InvalidInputError, NotHolderError, UnavailableError
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
-from at_least_semaphore_pod_hook.server.app import HttpError, read_body, respond
+from at_least_semaphore_pod_hook.server.app import HttpError, LeftError, read_body, respond
 from at_least_semaphore_pod_hook.server.identities import TokenRefusedError
 from at_least_semaphore_pod_hook.server.metrics import PREFIX, REGISTRY, count
 
@@ -150,6 +150,9 @@ def permit_app(permits: Permits) -> Application:
             about = {"operation": name, "status": error.status, "reason": str(error)}
             logger.info("permit request refused", extra=about)
             await respond(send, error.status, _encoder.encode({"message": str(error)}), _JSON, *error.headers)
+        except LeftError:
+            # Whoever has cut the connection, or lost it, has counted it.
+            return
         else:
             await respond(send, 200, answer, _JSON)
             count(REQUESTS, name, "200")()

@@ -8,7 +8,8 @@ import gc
 import logging
 import signal
 import sys
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 import uvloop
@@ -25,12 +26,15 @@ from at_least_semaphore_pod_hook.server import app, logs, metrics
 from at_least_semaphore_pod_hook.server.callers import Callers
 from at_least_semaphore_pod_hook.server.certificates import ServingCertificate
 from at_least_semaphore_pod_hook.server.farewell import say_farewell
+from at_least_semaphore_pod_hook.server.intake import Intake, Limits
+from at_least_semaphore_pod_hook.server.listening import Listener, bind
 from at_least_semaphore_pod_hook.server.protocol import WebhookProtocol
 from at_least_semaphore_pod_hook.server.semaphore_metrics import SEMAPHORES
 from at_least_semaphore_pod_hook.server.sidecars import authorities_of, permit_servers, sidecar_template
 from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_ended, sweep
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
@@ -50,6 +54,8 @@ DRAIN_SECONDS = 12
 stays within a grace period of 30 s."""
 
 GC_THRESHOLD = 5_000
+PERMIT_LIMITS = Limits(connections=16_384, request_bytes=64 * 1024)
+"""Each sidecar keeps a connection, and asks for little on it."""
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
 
@@ -85,13 +91,33 @@ def main(settings: Webhook) -> int:
 class _Server(uvicorn.Server):
     """A server that leaves signals to the process, which has several servers to stop."""
 
+    def __init__(self, config: uvicorn.Config, limits: Limits) -> None:
+        super().__init__(config)
+        self._limits = limits
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, within the limits; raises OSError where that is not possible."""
+        config = self.config
+        try:
+            listening = sockets or await bind(config.host, config.port, config.backlog)
+        except OSError as error:
+            raise OSError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from error
+        intake = Intake(self._limits)
+        protocol = partial(WebhookProtocol, config, self.server_state, {}, intake)
+        self.servers = [cast("asyncio.Server", Listener(listening, config.ssl, protocol, intake))]
+        self.started = True
+
 
 def make_server(
-    application: Application, host: str, port: int, certificate: Certificate | None = None
+    application: Application,
+    host: str,
+    port: int,
+    certificate: Certificate | None = None,
+    limits: Limits = Limits(),  # noqa: B008 - it does not change
 ) -> uvicorn.Server:
     """Set a server up for an ASGI application, with TLS where there is a certificate; `serve` runs it."""
     config = uvicorn.Config(
@@ -110,7 +136,7 @@ def make_server(
         timeout_graceful_shutdown=DRAIN_SECONDS,
         ssl_context_factory=(lambda _config, _default: certificate.context) if certificate else None,
     )
-    return _Server(config)
+    return _Server(config, limits)
 
 
 def make_lock(settings: Webhook) -> Lock:
@@ -177,7 +203,7 @@ async def _serve(settings: Webhook) -> None:
         app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate
     )
     feed = _status_feed(settings, store, survey)
-    served = [make_server(one.application, settings.host, settings.permit_port, certificate) for one in permits]
+    served = [make_server(one.application, settings.host, settings.permit_port, certificate, PERMIT_LIMITS) for one in permits]
     servers = [admissions, *served, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -192,7 +218,7 @@ async def _serve(settings: Webhook) -> None:
         )
     ]
     sweeping = asyncio.create_task(sweep(service, versioned))
-    serving = [asyncio.create_task(_run(server)) for server in servers]
+    serving = [asyncio.create_task(server.serve()) for server in servers]
     stopped = asyncio.create_task(stopping.wait())
     try:
         if await _started(servers, serving):
@@ -252,14 +278,6 @@ def _side_servers(
         metrics_address = settings.metrics_bind_address
         applications[metrics_address] = status_app(feed, applications[metrics_address])
     return [make_server(served, address.host, address.port) for address, served in applications.items()]
-
-
-async def _run(server: uvicorn.Server) -> None:
-    try:
-        await server.serve()
-    except SystemExit as error:
-        # uvicorn's way of saying that it could not bind; it has logged why.
-        raise OSError(f"cannot listen on {server.config.host}:{server.config.port}") from error
 
 
 async def _started(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> bool:

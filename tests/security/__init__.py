@@ -1,0 +1,1 @@
+"""What attacks come to, with real clients against real processes."""
