@@ -203,7 +203,9 @@ async def _serve(settings: Webhook) -> None:
         app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate
     )
     feed = _status_feed(settings, store, survey)
-    served = [make_server(one.application, settings.host, settings.permit_port, certificate, PERMIT_LIMITS) for one in permits]
+    served = [
+        make_server(one.application, settings.host, settings.permit_port, certificate, PERMIT_LIMITS) for one in permits
+    ]
     servers = [admissions, *served, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
