@@ -113,7 +113,7 @@ bench-permits: install ## Measure what 10,000 sidecars in api mode cost a replic
 
 .PHONY: bench-flood
 bench-flood: install ## Measure memory and admissions while clients flood the webhook's port (three minutes; nothing else should run)
-	$(BIN)/python bench/flood.py
+	$(BIN)/python bench/flood.py --seconds $(or $(SECONDS),20)
 
 .PHONY: demo
 demo: install ## Show the whole system at work on a real control plane of its own, in seconds

@@ -37,8 +37,8 @@ def resident_mib(webhook: WebhookProcess) -> float:
     return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
 
-def admit_for(webhook: WebhookProcess, seconds: float, *, fresh: bool = True) -> tuple[int, float, float]:
-    """Admit pods one after the other, where `fresh` every tenth on a connection of its own.
+def admit_for(webhook: WebhookProcess, seconds: float) -> tuple[int, float, float]:
+    """Admit pods one after the other, every tenth on a connection of its own.
 
     Returns how many there were, the longest time in seconds that one took, and the highest memory in MiB.
     """
@@ -49,7 +49,7 @@ def admit_for(webhook: WebhookProcess, seconds: float, *, fresh: bool = True) ->
     with Caller(webhook.port, context) as kept:
         while time.monotonic() < end:
             began = time.monotonic()
-            if not fresh or number % 10:
+            if number % 10:
                 assert kept.admit(body)["allowed"]
             else:
                 with Caller(webhook.port, context) as once:
@@ -79,8 +79,7 @@ def test_a_flood_takes_neither_memory_nor_admissions(
         admit_for(webhook, 0.5)
         before = resident_mib(webhook)
         with Flood(kind, webhook.port, tmp_path / "flood.log", FLOOD_SECONDS + 2, CONNECTIONS):
-            # At thousands of connections a second, a new one may be cut with them before its handshake has ended.
-            admitted, longest, peak = admit_for(webhook, FLOOD_SECONDS, fresh=kind != "half-handshakes")
+            admitted, longest, peak = admit_for(webhook, FLOOD_SECONDS)
 
         assert webhook.process.alive
         assert admitted > 10

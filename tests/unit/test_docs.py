@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 import drawings
 import reference
@@ -115,7 +116,7 @@ def test_relative_links_resolve(name: str) -> None:
 
 
 def source_messages() -> set[str]:
-    """Return every text of the source, with … in place of what it is filled in with."""
+    """Return every text of the source and of the admission policy, with … in place of what it is filled in with."""
     messages = set()
     for file in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -124,7 +125,8 @@ def source_messages() -> set[str]:
                 messages.add("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 messages.add(re.sub(r"%[rs]", "…", node.value))
-    return messages
+    policies = yaml.safe_load_all((ROOT / "deploy/kustomize/base/admissionpolicy.yaml").read_text())
+    return messages | {rule["message"] for each in policies for rule in each["spec"].get("validations", ())}
 
 
 def test_every_message_in_troubleshooting_is_in_the_source() -> None:

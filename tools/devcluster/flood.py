@@ -22,6 +22,8 @@ from devcluster.process import Process
 MIB = 1024 * 1024
 HEAD = b"POST /mutate?timeout=10s HTTP/1.1\r\nhost: webhook\r\ncontent-type: application/json\r\n"
 BEAT_SECONDS = 1.0
+FROM = "127.0.0.2"
+"""Its own address, as that of another pod would be."""
 _AGAIN_SECONDS = 0.1
 _CHUNK = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
 _LONGEST_SECONDS = 600.0
@@ -138,7 +140,7 @@ async def flood(kind: str, port: int, seconds: float, connections: int) -> Count
     async def one() -> None:
         while True:
             try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+                reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, local_addr=(FROM, 0))
                 counted["connected"] += 1
                 try:
                     await work(reader, writer)

@@ -7,6 +7,7 @@ goes on, that it says nothing, or that a request of it has begun. Connections th
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ class Limits(NamedTuple):
 
     Attributes:
         connections: In all. Past it, the one that was not used for longest is cut.
-        unfinished: That have not yet sent a whole request. Past it, the oldest is cut.
+        unfinished: That have not yet sent a whole request. Past it, one is cut: of the address with most, the oldest.
         unfinished_bytes: Of requests that have begun and not ended, together. Past it, the largest is cut.
         head_bytes: Of a request's line and headers.
         headers: Of one request.
@@ -67,6 +68,8 @@ class Cut(StrEnum):
 class Connection(Protocol):
     """A connection as the intake knows it."""
 
+    address: str
+    """Where it comes from."""
     unfinished_bytes: int
     """What has been read of a request that has not ended."""
 
@@ -97,7 +100,7 @@ class Intake:
     def accepted(self, connection: Connection) -> None:
         """Take a new connection in."""
         if len(self._unfinished) >= self.limits.unfinished:
-            self.end(next(iter(self._unfinished)), Cut.UNFINISHED)
+            self.end(self._least_missed(), Cut.UNFINISHED)
         if len(self._unfinished) + len(self._kept) >= self.limits.connections:
             unused = next((each for each in self._kept if each.idle), None)
             self.end(unused or next(iter(self._unfinished), None) or next(iter(self._kept)), Cut.CONNECTIONS)
@@ -109,7 +112,7 @@ class Intake:
             self._kept.pop(connection, None)
             self._unfinished[connection] = self._loop.time()
             if len(self._unfinished) > self.limits.unfinished:
-                self.end(next(iter(self._unfinished)), Cut.UNFINISHED)
+                self.end(self._least_missed(), Cut.UNFINISHED)
         elif not connection.unfinished_bytes:
             # It has said nothing so far: its time runs from now on, and its place in the order stays.
             self._unfinished[connection] = self._loop.time()
@@ -148,6 +151,11 @@ class Intake:
     def close(self) -> None:
         """Look after no deadlines any more."""
         self._looking.cancel()
+
+    def _least_missed(self) -> Connection:
+        """Return what is cut first: whoever floods from one address takes his own connections' place alone."""
+        (address, _), *_ = Counter(each.address for each in self._unfinished).most_common(1)
+        return next(each for each in self._unfinished if each.address == address)
 
     def _forget(self, connection: Connection) -> None:
         self._unfinished.pop(connection, None)

@@ -80,7 +80,7 @@ class Listener:
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
             try:
-                accepted, _address = listening.accept()
+                accepted, address = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -92,7 +92,7 @@ class Listener:
                 return
             accepted.setblocking(False)
             protocol = self._factory()
-            protocol.accepted(accepted)
+            protocol.accepted(accepted, str(address[0]))
             task = self._loop.create_task(self._shake_hands(accepted, protocol))
             self._shaking[task] = protocol
             task.add_done_callback(self._shaking.pop)

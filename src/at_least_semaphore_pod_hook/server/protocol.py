@@ -113,6 +113,7 @@ class WebhookProtocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.unfinished_bytes = 0
+        self.address = ""
         self._intake = intake
         self._limits = intake.limits
         self._socket: socket.socket | None = None
@@ -121,9 +122,10 @@ class WebhookProtocol(HttpToolsProtocol):
         self._headed = False
         self._ended = False
 
-    def accepted(self, connection: socket.socket) -> None:
-        """Take up a connection whose handshake is about to begin."""
+    def accepted(self, connection: socket.socket, address: str) -> None:
+        """Take up a connection from an address whose handshake is about to begin."""
         self._socket = connection
+        self.address = address
         self._intake.accepted(self)
 
     def hang_up(self) -> None:

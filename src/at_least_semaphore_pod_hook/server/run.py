@@ -54,8 +54,8 @@ DRAIN_SECONDS = 12
 stays within a grace period of 30 s."""
 
 GC_THRESHOLD = 5_000
-PERMIT_LIMITS = Limits(connections=16_384, request_bytes=64 * 1024)
-"""Each sidecar keeps a connection, and asks for little on it."""
+PERMIT_LIMITS = Limits(connections=16_384, unfinished=1024, request_bytes=64 * 1024)
+"""Each sidecar keeps a connection, and asks for little on it; after a restart all of them come at once."""
 KEEP_ALIVE_SECONDS = 120
 """Longer than the API server keeps an idle connection (90 s), so that it is never the server that closes first."""
 
