@@ -32,7 +32,7 @@ def main() -> None:
     certificate.load()
 
     async def serve() -> None:
-        await make_server(admission_app(NoopHandler()), "127.0.0.1", flags.port, certificate).serve()
+        await make_server(admission_app(NoopHandler()), "127.0.0.1", flags.port, certificate.context).serve()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -12,7 +12,7 @@ import pytest
 
 from devcluster.certificates import Authority
 from devcluster.controlplane import WEBHOOK_CLIENT
-from tests.cluster.e2e import eventually, metric, opted_in, pod, review
+from tests.cluster.e2e import Caller, eventually, metric, opted_in, pod, review
 from tests.cluster.gating import replica, serving
 
 if TYPE_CHECKING:
@@ -62,6 +62,15 @@ def test_only_the_api_server_sends_admissions(
         user = json.loads(control_plane.user_kubeconfig("somebody").read_text())["users"][0]["user"]
         assert answered(webhook, (Path(user["client-certificate"]), Path(user["client-key"]))) == 403
         assert metric(webhook, "admissions_total") == before
+
+
+def test_sidecars_are_asked_for_no_certificate(
+    control_plane: ControlPlane, store: RedisServer, account: Path, tmp_path: Path
+) -> None:
+    with replica(tmp_path, store, account, f"--client-ca-file={control_plane.ca_file}", api=True) as webhook:
+        assert answered(webhook) == 0
+        with Caller(webhook.permit_port, webhook.client_context()) as caller:
+            assert caller.send("POST", "/v1/permits/renew", b"{}").status == 401
 
 
 def test_authorities_that_are_added_are_taken_up(store: RedisServer, account: Path, tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_authorities_that_have_ended_are_dropped() -> None:
 def test_a_client_that_trusts_the_authority_alone_accepts_the_server_by_all_its_names() -> None:
     pair = issue.issue(WANTED.names, 90 * DAY, time.time())
     server = new_context()
-    take_up(server, pair.certificate, pair.key)
+    take_up((server,), pair.certificate, pair.key)
     client = ssl.create_default_context(cadata=pair.authority.pem)
     client.verify_flags |= ssl.VERIFY_X509_STRICT
     for name in WANTED.names:

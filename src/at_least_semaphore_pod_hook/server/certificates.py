@@ -15,7 +15,7 @@ from at_least_semaphore_pod_hook.errors import InvalidInputError
 from at_least_semaphore_pod_hook.server import metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ class Certificate(Protocol):
     """What the webhook serves."""
 
     context: ssl.SSLContext
-    """Stays the same while the certificate in it changes."""
+    """Stays the same while the certificate in it changes; may ask clients for one of theirs."""
+    open_context: ssl.SSLContext
+    """The same for ports whose clients are never asked for a certificate."""
 
     @property
     def authorities(self) -> str:
@@ -52,16 +54,16 @@ def new_context() -> ssl.SSLContext:
     return context
 
 
-def take_up(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+def take_up(contexts: Iterable[ssl.SSLContext], certificate: bytes, key: bytes) -> None:
     """Serve a pair (PEM) to new connections; those that are open are left alone.
 
     Raises:
         OSError, ValueError: They are no certificate and its key. The one before stays in service.
     """
     with _file("tls.crt", certificate) as certificate_file, _file("tls.key", key) as key_file:
-        # A pair that is no good must not reach the live context, which would lose the one that it has.
+        # A pair that is no good must not reach a live context, which would lose the one that it has.
         tried = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        for each in (tried, context):
+        for each in (tried, *contexts):
             each.load_cert_chain(certificate_file, key_file)
     metrics.CERTIFICATE_RELOADS.inc()
     # The live one may ask its clients for a certificate.
@@ -125,7 +127,7 @@ class ServingCertificate:
         self._key = Path(directory) / "tls.key"
         self._seen: tuple[tuple[int, int, int], ...] = ()
         self._authorities = Path(directory) / "ca.crt"
-        self.context = new_context()
+        self.context, self.open_context = new_context(), new_context()
         self.authorities = ""
         self.ready = False
 
@@ -137,7 +139,7 @@ class ServingCertificate:
         """
         try:
             self._seen = self._fingerprint()
-            take_up(self.context, self._certificate.read_bytes(), self._key.read_bytes())
+            take_up((self.context, self.open_context), self._certificate.read_bytes(), self._key.read_bytes())
             self.authorities = self._authorities.read_text("ascii") if self._authorities.exists() else ""
         except (OSError, ValueError) as error:
             reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)

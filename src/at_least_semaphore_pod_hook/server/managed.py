@@ -42,7 +42,7 @@ class ManagedCertificate:
         self._namespace = own_namespace()
         self._kube: Kube | None = None
         self._events: set[asyncio.Task[None]] = set()
-        self.context = new_context()
+        self.context, self.open_context = new_context(), new_context()
         self.authorities = ""
         self.ready = False
 
@@ -68,7 +68,7 @@ class ManagedCertificate:
 
     def serve(self, pair: Pair) -> None:
         """See `manager.Listener`."""
-        take_up(self.context, pair.certificate, pair.key)
+        take_up((self.context, self.open_context), pair.certificate, pair.key)
 
     def known(self, authorities: bytes) -> None:
         """See `manager.Listener`."""

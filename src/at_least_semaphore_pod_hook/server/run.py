@@ -35,6 +35,7 @@ from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_e
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
 
@@ -116,10 +117,10 @@ def make_server(
     application: Application,
     host: str,
     port: int,
-    certificate: Certificate | None = None,
+    context: ssl.SSLContext | None = None,
     limits: Limits = Limits(),  # noqa: B008 - it does not change
 ) -> uvicorn.Server:
-    """Set a server up for an ASGI application, with TLS where there is a certificate; `serve` runs it."""
+    """Set a server up for an ASGI application, with TLS where there is a context for it; `serve` runs it."""
     config = uvicorn.Config(
         application,
         host=host,
@@ -134,7 +135,7 @@ def make_server(
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
-        ssl_context_factory=(lambda _config, _default: certificate.context) if certificate else None,
+        ssl_context_factory=(lambda _config, _default: context) if context else None,
     )
     return _Server(config, limits)
 
@@ -200,11 +201,12 @@ async def _serve(settings: Webhook) -> None:
 
     probes = {"/healthz": lambda: (200, b"text/plain", b"ok\n"), "/readyz": ready}
     admissions = make_server(
-        app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate
+        app.admission_app(handler, settings.client_names), settings.host, settings.port, certificate.context
     )
     feed = _status_feed(settings, store, survey)
     served = [
-        make_server(one.application, settings.host, settings.permit_port, certificate, PERMIT_LIMITS) for one in permits
+        make_server(one.application, settings.host, settings.permit_port, certificate.open_context, PERMIT_LIMITS)
+        for one in permits
     ]
     servers = [admissions, *served, *_side_servers(settings, probes, feed)]
     loop = asyncio.get_running_loop()
