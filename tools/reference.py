@@ -52,6 +52,7 @@ _SEE = {
     "--certificate-settle-seconds": "certificates.md#self-managed",
     "--client-ca-file": "security.md#only-the-api-server",
     "--client-names": "security.md#only-the-api-server",
+    "--metrics-auth": "monitoring.md#who-may-read-them",
     "--status-page": "status.md#status-page",
     "--metrics-bind-address": "monitoring.md#metrics",
     "--health-probe-bind-address": "monitoring.md#probes",

@@ -21,6 +21,7 @@ PULL_POLICIES = ("Always", "IfNotPresent", "Never")
 RELEASE_ON = ("sigterm", "exit")
 WHEN_FULL = ("deny", "gate")
 SIDECAR_MODES = ("direct", "api")
+METRICS_AUTH = ("none", "kubernetes")
 TOKEN_FILE = "/var/run/at-least-semaphore-pod-hook/token"  # noqa: S105 - where it is, not what it is
 CONSOLE = {
     "status": "show semaphores, who holds their permits, and who waits",
@@ -297,6 +298,12 @@ def _webhook_flags(parser: argparse.ArgumentParser) -> None:
         text="where /metrics is served",
     )
     flag(
+        "--metrics-auth",
+        default="none",
+        choices=METRICS_AUTH,
+        text="serve metrics and status page to all by HTTP, or by TLS to whom the API server lets get their paths",
+    )
+    flag(
         "--status-page",
         default="false",
         **flags.BOOLEAN,
@@ -418,6 +425,8 @@ def _webhook(given: dict[str, Any]) -> settings.Webhook:
         named = "--sidecar-queue-url" if given["sidecar_queue_url"] else "--sidecar-secret"
         _parser(None).error(f"{named} is of no use with --sidecar-mode=api: such sidecars are told of no store")
     given["permit_url"] = given["permit_url"][1] if given["permit_url"] else ""
+    if given["metrics_auth"] == "kubernetes" and given["metrics_bind_address"] == given["health_probe_bind_address"]:
+        _parser(None).error("--metrics-auth=kubernetes needs another --health-probe-bind-address: probes have no token")
     return settings.Webhook(
         common=_common(given),
         queue_flag=f"--queue-url={handed_on[1]}" if handed_on else f"--queue-redis-address={address}",

@@ -63,6 +63,7 @@ class Webhook(NamedTuple):
         webhook_configuration: The MutatingWebhookConfiguration that is told to trust it.
         client_ca_file: Authorities of which clients have to show a certificate; empty where none is asked for.
         client_names: One of these names it has to have then; none for any.
+        metrics_auth: Whether metrics are for everybody ("none"), or for whom the API server lets ("kubernetes").
         release_gates: Whether to remove our gate from all pods that wait, and end, in place of serving.
     """
 
@@ -87,6 +88,7 @@ class Webhook(NamedTuple):
     sidecar_secret: str
     enable_sidecar_containers: bool
     metrics_bind_address: Address
+    metrics_auth: str
     status_page: bool
     health_probe_bind_address: Address
     kubeconfig: str

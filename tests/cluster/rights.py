@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from devcluster.audit import Asked
     from tests.cluster.manifests import Object
 
-COMPONENTS = ("", "self-managed-certificates")
+COMPONENTS = ("", "self-managed-certificates", "sidecar-api", "metrics-auth")
 CHARTS = ((), ("certificates.mode=cert-manager", *EXTERNAL))
 RELEASE_GATES = f"{SHIPPED_ACCOUNT}-release-gates"
 USERS = {

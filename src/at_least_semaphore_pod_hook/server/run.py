@@ -36,7 +36,7 @@ from at_least_semaphore_pod_hook.server.sweeping import open_understood, raise_e
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
     from typing import Any
 
     from at_least_semaphore_pod_hook.addresses import Address
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
     from at_least_semaphore_pod_hook.server.app import Application
     from at_least_semaphore_pod_hook.server.certificates import Certificate
+    from at_least_semaphore_pod_hook.server.scrapers import Scrapers
     from at_least_semaphore_pod_hook.settings import Webhook
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,8 @@ async def _serve(settings: Webhook) -> None:
         make_server(one.application, settings.host, settings.permit_port, certificate.open_context, PERMIT_LIMITS)
         for one in permits
     ]
-    servers = [admissions, *served, *_side_servers(settings, probes, feed)]
+    scrapers = _scrapers(settings)
+    servers = [admissions, *served, *_side_servers(settings, probes, feed, scrapers, certificate.open_context)]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
@@ -249,7 +251,7 @@ async def _serve(settings: Webhook) -> None:
             server.should_exit = True
             results += await asyncio.gather(task, return_exceptions=True)
         await asyncio.gather(stopped, sweeping, *background, return_exceptions=True)
-        await asyncio.gather(*(one.close() for one in permits))
+        await asyncio.gather(*(one.close() for one in permits), *(one.close() for one in scrapers))
         await service.close()
         logger.info("webhook stopped")
     for result in results:
@@ -268,10 +270,26 @@ def _status_feed(settings: Webhook, store: Store, survey: Survey) -> Feed | None
     return Feed(Reader(store, annotation_prefix(settings.variant), lambda: survey.kube))
 
 
+def _scrapers(settings: Webhook) -> list[Scrapers]:
+    """Return who says who may read metrics; nobody where everybody may."""
+    if settings.metrics_auth == "none":
+        return []
+    from at_least_semaphore_pod_hook.server.scrapers import Reviews, Scrapers  # noqa: PLC0415 - as above
+
+    return [Scrapers(Reviews(settings.kubeconfig))]
+
+
 def _side_servers(
-    settings: Webhook, probes: dict[str, Callable[[], tuple[int, bytes, bytes]]], feed: Feed | None
+    settings: Webhook,
+    probes: dict[str, Callable[[], tuple[int, bytes, bytes]]],
+    feed: Feed | None,
+    scrapers: Sequence[Scrapers],
+    context: ssl.SSLContext,
 ) -> list[uvicorn.Server]:
-    """Serve metrics and probes, on one port where their addresses are the same; the status page with the metrics."""
+    """Serve metrics and probes, on one port where their addresses are the same; the status page with the metrics.
+
+    Where there are `scrapers`, metrics are for them, by TLS of the context.
+    """
     pages: dict[Address, dict[str, Callable[[], tuple[int, bytes, bytes]]]] = {}
     pages.setdefault(settings.metrics_bind_address, {})["/metrics"] = app.metrics_page
     pages.setdefault(settings.health_probe_bind_address, {}).update(probes)
@@ -281,7 +299,14 @@ def _side_servers(
 
         metrics_address = settings.metrics_bind_address
         applications[metrics_address] = status_app(feed, applications[metrics_address])
-    return [make_server(served, address.host, address.port) for address, served in applications.items()]
+    contexts: dict[Address, ssl.SSLContext] = {}
+    for one in scrapers:
+        contexts[settings.metrics_bind_address] = context
+        applications[settings.metrics_bind_address] = one.guard(applications[settings.metrics_bind_address])
+    return [
+        make_server(served, address.host, address.port, contexts.get(address))
+        for address, served in applications.items()
+    ]
 
 
 async def _started(servers: list[uvicorn.Server], serving: list[asyncio.Task[None]]) -> bool:
