@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import msgspec
 import pytest
 
 from at_least_semaphore_pod_hook.controller import reports as module
@@ -76,6 +77,10 @@ class Case:
 
     def wait(self, number: int) -> None:
         self.reports.waiting(DATABASE, pod_view(f"web-{number}", uid=f"u{number}"), number + 1, 10, 3, ["a", "b", "c"])
+
+
+OF_ONE = module.QUEUED // 2
+"""What a namespace alone has of the queue."""
 
 
 @contextlib.asynccontextmanager
@@ -206,16 +211,16 @@ def test_events_are_paced_and_tell_when_it_happened() -> None:
 def test_what_the_queue_does_not_hold_is_dropped_and_may_be_told_later() -> None:
     async def work() -> None:
         async with running() as case:
-            for number in range(module.QUEUED + 7):
+            for number in range(OF_ONE + 7):
                 case.wait(number)
             assert case.drops == 7
             await asyncio.sleep(200)
-            assert len(case.events.written) == module.QUEUED
+            assert len(case.events.written) == OF_ONE
             case.wait(0)
-            case.wait(module.QUEUED)
+            case.wait(OF_ONE)
             await asyncio.sleep(1)
-            assert case.events.written[-1].regarding.uid == f"u{module.QUEUED}"
-            assert len(case.events.written) == module.QUEUED + 1
+            assert case.events.written[-1].regarding.uid == f"u{OF_ONE}"
+            assert len(case.events.written) == OF_ONE + 1
 
     run(work())
 
@@ -306,3 +311,16 @@ def test_a_defect_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
     run(work())
     assert [record.message for record in caplog.records] == ["Event not written"]
+
+
+def test_a_namespace_with_many_events_holds_up_its_own() -> None:
+    async def work() -> None:
+        async with running() as case:
+            for number in range(2 * module.QUEUED):
+                case.wait(number)
+            good = msgspec.structs.replace(pod_view("good", uid="good"), namespace="good")
+            case.reports.waiting(DATABASE, good, 1, 10, 3, ["a"])
+            await asyncio.sleep(0.5)
+            assert "good" in {event.regarding.uid for event in case.events.written[:3]}
+
+    run(work())

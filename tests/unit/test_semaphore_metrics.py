@@ -12,6 +12,8 @@ from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 from at_least_semaphore_pod_hook.server.metrics import PREFIX
 from at_least_semaphore_pod_hook.server.semaphore_metrics import LABELLED, SemaphoreMetrics
 
+OF_ONE = LABELLED // 2
+"""What a namespace alone has of them."""
 NOW = 1_000_000.0
 
 
@@ -102,15 +104,15 @@ def test_what_is_measured(page: Page) -> None:
 
 
 def test_semaphores_beyond_the_bound_are_added_up(page: Page) -> None:
-    for number in range(LABELLED):
+    for number in range(OF_ONE):
         page.meter.show(of(number), Figures(1, 1, 0, None, suspects=1))
     assert page.semaphore("other") == [None] * 5
     page.meter.show(of("x"), Figures(3, 1, 2, NOW - 5, suspects=1))
     page.meter.show(of("y"), Figures(2, 4, 3, NOW - 9))
     page.meter.show(of("z"), Figures(2, 1, 0, None))
     assert page.semaphore("other") == [7, 3, 6, 5, 9]
-    assert page.value("suspect_permits") == LABELLED + 1
-    assert page.labelled("semaphore_length") == LABELLED + 1
+    assert page.value("suspect_permits") == OF_ONE + 1
+    assert page.labelled("semaphore_length") == OF_ONE + 1
     # The place of one that is gone is the next one's.
     page.meter.show(of(7), None)
     page.meter.show(of(8), Figures(9, 0, 0, None))
@@ -120,19 +122,31 @@ def test_semaphores_beyond_the_bound_are_added_up(page: Page) -> None:
 
 
 def test_a_place_among_counters_is_given_once(page: Page) -> None:
-    for number in range(LABELLED + 50):
+    for number in range(OF_ONE + 50):
         page.meter.granted(of(number))
         page.meter.show(of(number), Figures(1, 1, 0, None))
         page.meter.show(of(number), None)
-    page.meter.granted(of(LABELLED))
+    page.meter.granted(of(OF_ONE))
     page.meter.granted(of(0))
-    page.meter.handed_over(of(LABELLED), 1)
-    page.meter.reclaimed(of(LABELLED), "gone")
-    assert page.labelled("grants_total") == LABELLED + 1
+    page.meter.handed_over(of(OF_ONE), 1)
+    page.meter.reclaimed(of(OF_ONE), "gone")
+    assert page.labelled("grants_total") == OF_ONE + 1
     assert page.value("grants_total", "0") == 2
     assert page.value("grants_total", "other") == 51
     assert page.value("handover_seconds_count", "other") == 1
     assert page.value("reclaims_total", "other", reason="gone") == 1
+
+
+def test_a_namespace_leaves_labels_to_others(page: Page) -> None:
+    for number in range(2 * LABELLED):
+        key = SemaphoreKey("hostile", str(number))
+        page.meter.granted(key)
+        page.meter.show(key, Figures(1, 1, 0, None))
+    page.meter.granted(of("a"))
+    page.meter.show(of("a"), Figures(3, 2, 1, None))
+    assert page.value("grants_total", "a") == 1
+    assert page.semaphore("a") == [3, 1, 2, 1, 0]
+    assert page.labelled("grants_total") == OF_ONE + 2
 
 
 def test_the_lines_of_a_full_page_are_few_enough(page: Page) -> None:

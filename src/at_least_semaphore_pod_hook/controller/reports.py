@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from at_least_semaphore_pod_hook.controller import events
 from at_least_semaphore_pod_hook.controller.decide import Reason
 from at_least_semaphore_pod_hook.controller.kube import Reference
+from at_least_semaphore_pod_hook.controller.turns import Turns
 from at_least_semaphore_pod_hook.errors import ApiForbiddenError, UnavailableError
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Reports:
     """Kubernetes Events about pods and owners, written in the background: never in the way of a hand-over.
 
     Nothing here raises, and nothing waits but `run`. There is one Event for each pod and reason; what is more than the
-    queue holds is dropped, as is what the API server does not take.
+    queue holds is dropped, as is what the API server does not take. Namespaces are served in turn, so that one with
+    many Events holds up its own.
 
     Args:
         kube: The API server.
@@ -91,7 +93,7 @@ class Reports:
         self._on_drop = on_drop
         self._clock = clock
         self._wall_clock = wall_clock
-        self._queue: asyncio.Queue[_Report] = asyncio.Queue(QUEUED)
+        self._queue: Turns[_Report] = Turns(QUEUED)
         self._bucket = TokenBucket(BURST, PER_SECOND, clock)
         self._told: dict[tuple[str, str], float] = {}
         self._failing = False
@@ -151,9 +153,8 @@ class Reports:
         now = self._clock()
         told = self._told.pop((regarding.uid, event.reason), -math.inf)
         if now - told >= again_seconds or told == -math.inf:
-            try:
-                self._queue.put_nowait(_Report(regarding, event, note, self._wall_clock()))
-            except asyncio.QueueFull:
+            report = _Report(regarding, event, note, self._wall_clock())
+            if not self._queue.put(regarding.namespace, report):
                 # It is not remembered, so that it is told where it comes up once more.
                 self._on_drop()
                 return

@@ -151,7 +151,7 @@ class Scrapers:
             if status == ALLOWED:
                 await application(scope, receive, send)
                 return
-            folded.say("scrape refused", said, status=status, reason=said)
+            folded.say("scrape refused", str(status), status=status, reason=said)
             challenge = ((b"www-authenticate", b"Bearer"),) if status == UNKNOWN else ()
             await respond(send, status, f"{said}\n".encode(), _TEXT, *challenge)
 

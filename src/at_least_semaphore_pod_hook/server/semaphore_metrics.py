@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter as Counting
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from prometheus_client import Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from at_least_semaphore_pod_hook.controller.turns import has_room
 from at_least_semaphore_pod_hook.semaphore.model import SemaphoreKey
 from at_least_semaphore_pod_hook.server.metrics import PREFIX, REGISTRY, count
 
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from at_least_semaphore_pod_hook.controller.meter import Figures
 
 LABELLED = 100
-"""How many semaphores have labels of their own; a line of a scrape costs about 6 µs, and admissions wait meanwhile."""
+"""How many semaphores have labels of their own; a line of a scrape costs about 6 µs, and admissions wait meanwhile. No
+namespace takes more of them than it leaves to others."""
 OTHER = SemaphoreKey("", "other")
 """What all others are counted under. No namespace has an empty name."""
 LABELS = ("namespace", "key")
@@ -33,8 +36,8 @@ GATE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 class SemaphoreMetrics(Collector):
     """A Meter for Prometheus.
 
-    Gauges are shown for as long as a semaphore is; the first `LABELLED` of those that are shown have labels of their
-    own. Counters cannot be taken back, so that with them the first `LABELLED` semaphores of the process keep theirs.
+    Gauges are shown for as long as a semaphore is; the first of those that are shown have labels of their own. Counters
+    cannot be taken back, so that with them the first semaphores of the process keep theirs.
 
     Args:
         registry: Where the metrics are found.
@@ -44,7 +47,7 @@ class SemaphoreMetrics(Collector):
     def __init__(self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._shown: dict[SemaphoreKey, Figures] = {}
-        self._counted: set[SemaphoreKey] = set()
+        self._counted = Labelled()
         self._grants = Counter(
             f"{PREFIX}grants", "Permits that pods have got, at their admission or later.", LABELS, registry=registry
         )
@@ -117,10 +120,23 @@ class SemaphoreMetrics(Collector):
         return gauges(self._shown, self._clock())
 
     def _labels(self, semaphore: SemaphoreKey) -> SemaphoreKey:
-        if semaphore not in self._counted:
-            if len(self._counted) >= LABELLED:
+        return self._counted.labels(semaphore)
+
+
+class Labelled:
+    """The semaphores that have labels of their own, first come, first served."""
+
+    def __init__(self) -> None:
+        self._semaphores: set[SemaphoreKey] = set()
+        self._of: Counting[str] = Counting()
+
+    def labels(self, semaphore: SemaphoreKey) -> SemaphoreKey:
+        """Return what a semaphore is counted under."""
+        if semaphore not in self._semaphores:
+            if not has_room(self._of[semaphore.namespace], len(self._semaphores), LABELLED):
                 return OTHER
-            self._counted.add(semaphore)
+            self._semaphores.add(semaphore)
+            self._of[semaphore.namespace] += 1
         return semaphore
 
 
@@ -132,8 +148,9 @@ def gauges(shown: dict[SemaphoreKey, Figures], now: float) -> list[Metric]:
         now: In seconds since the epoch.
     """
     rows: dict[SemaphoreKey, list[float]] = {}
-    for number, (semaphore, figures) in enumerate(shown.items()):
-        row = rows.setdefault(semaphore if number < LABELLED else OTHER, [0, 0, 0, 0, 0])
+    labelled = Labelled()
+    for semaphore, figures in shown.items():
+        row = rows.setdefault(labelled.labels(semaphore), [0, 0, 0, 0, 0])
         row[0] += figures.length
         row[1] += max(0, figures.length - figures.held)
         row[2] += figures.held
