@@ -54,9 +54,9 @@ test: install check ## Install what the tests run, and run all of them, faults a
 		faults="$(BIN)/pytest --durations=20 tests/chaos && $(MAKE) --no-print-directory test-node"
 
 .PHONY: test-security
-test-security: install ## Attack real processes, and look at what comes of it (a minute)
+test-security: install ## Run the tests that the table of attacks names (docs/attacks.md)
 	@tools/test-programs
-	$(BIN)/pytest -q tests/security
+	$(BIN)/pytest -q -m security tests
 
 .PHONY: test-node
 test-node: install ## Run the product on real nodes: containerd, runc and kubelet (root; without it, says so and does nothing)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from devcluster.controlplane import ControlPlane
 
-pytestmark = [pytest.mark.cluster, pytest.mark.security, pytest.mark.usefixtures("registered")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("registered")]
 
 REFUSED = "ValidatingAdmissionPolicy 'at-least-semaphore-pod-hook"
 EVERYTHING_WITH_PODS = {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from devcluster.webhook import WebhookProcess
     from tests.cluster.e2e import Namespace, Reply
 
-pytestmark = [pytest.mark.cluster, pytest.mark.security]
+pytestmark = pytest.mark.cluster
 
 COMPONENT = "metrics-auth"
 PATHS = ("/metrics", "/status", "/status.json", "/status/history.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +13,6 @@ from tests.contract.wishes import REDLOCK, create, wish
 if TYPE_CHECKING:
     from tests.contract.subjects import Subject
 
-pytestmark = pytest.mark.security
 
 # Few letters, so that one name is often the beginning, the end or a part of another; and what stores use themselves.
 NAMESPACES = st.from_regex(r"[ab]([ab-]{0,3}[ab])?", fullmatch=True) | st.sampled_from(["queue", "inflight", "a-b"])

@@ -18,7 +18,6 @@ from tests.cluster.e2e import Caller, metric, opted_in, pod, review
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.security
 
 FLOOD_SECONDS = 3.0
 CONNECTIONS = 1000

@@ -15,7 +15,6 @@ from tests.cluster.e2e import PREFIX, Caller, client_of, opted_in, pod, review
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.security
 
 NAMESPACE = "team"
 PROMPT_SECONDS = 1.0
