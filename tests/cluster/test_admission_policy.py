@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,12 @@ def tenant(namespace: Namespace, control_plane: ControlPlane) -> Tenant:
     probe = pod("probe")
     probe["metadata"]["labels"] = {LABEL: "probe"}
     namespace.create(probe)
-    eventually(lambda: REFUSED in found.kubectl("label", "pod", "probe", f"{LABEL}-"), "the policy works")
+    values = itertools.count()
+
+    def refused() -> bool:
+        return REFUSED in found.kubectl("label", "pod", "probe", f"{LABEL}=probe-{next(values)}", "--overwrite")
+
+    eventually(refused, "the policy works")
     return found
 
 

@@ -98,7 +98,7 @@ def test_a_job_with_a_native_sidecar_completes(
     namespace: Namespace, store: RedisServer, webhook: WebhookProcess
 ) -> None:
     semaphore = Semaphore(store, namespace.name, "batch")
-    annotated = {**opted_in("batch", 1, 600), RUN_SECONDS: "0.2"}
+    annotated = {**opted_in("batch", 1, 600), RUN_SECONDS: "1"}
     template = {"metadata": {"annotations": annotated}, "spec": {**pod("x")["spec"], "restartPolicy": "Never"}}
     spec = {"template": template, "completions": 2, "parallelism": 1}
     namespace.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "work"}, "spec": spec})
